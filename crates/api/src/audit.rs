@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Deref;
 
 use serde::Deserialize;
@@ -255,7 +256,10 @@ fn event<'de, A: MapAccess<'de>>(mut map: A) -> Result<Event<'de>, A::Error> {
             Field::ResponseObject => event.response_object = map.next_value()?,
             Field::RequestReceivedTimestamp => event.request_received_timestamp = map.next_value()?,
             Field::StageTimestamp => event.stage_timestamp = map.next_value()?,
-            Field::Annotations => event.annotations = map.next_value::<Option<Pairs<'de>>>()?.unwrap_or_default().0,
+            Field::Annotations => {
+                let annotations = map.next_value::<Option<Members<'de, Text<'de>>>>()?;
+                event.annotations = annotations.map(|members| members.0).unwrap_or_default();
+            }
             Field::Kind | Field::ApiVersion | Field::Metadata => {
                 map.next_value::<IgnoredAny>()?;
                 event.carries_object_fields = true;
@@ -280,31 +284,31 @@ const REQUIRED: [(Field, &str); 6] = [
     (Field::User, "user"),
 ];
 
-/// A map of strings in the order of the input.
-#[derive(Default)]
-struct Pairs<'a>(Vec<(Text<'a>, Text<'a>)>);
+/// The members of a JSON object in the order of the input.
+#[derive(Debug)]
+pub struct Members<'a, V>(pub Vec<(Text<'a>, V)>);
 
-impl<'de> Deserialize<'de> for Pairs<'de> {
+impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Members<'a, V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor;
+        struct MembersVisitor<V>(PhantomData<V>);
 
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = Pairs<'de>;
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for MembersVisitor<V> {
+            type Value = Members<'de, V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of strings")
+                f.write_str("an object")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
                 }
-                Ok(Pairs(pairs))
+                Ok(Members(members))
             }
         }
 
-        deserializer.deserialize_map(PairsVisitor)
+        deserializer.deserialize_map(MembersVisitor(PhantomData))
     }
 }
 

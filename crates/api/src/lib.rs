@@ -1,9 +1,17 @@
 //! The words of audit-stream, spoken by the server, the kubectl plugin and the test plane alike.
 //!
-//! Types and text only: nothing here opens a socket, reads a clock or knows who is asking.
-//! In reading order: what kube-apiserver sends ([`audit`]).
+//! Types and text only: nothing here opens a socket, reads a clock or knows who is asking. In reading order: what
+//! kube-apiserver sends ([`audit`]); what is served ([`resource`]); what a watcher asks for ([`query`], [`selector`]); what
+//! it receives ([`object`], [`frame`], [`status`]); and the [`Sequence`] that orders it all.
 
 pub mod audit;
+pub mod frame;
+pub mod object;
+pub mod query;
+pub mod resource;
+pub mod selector;
+pub mod sequence;
+pub mod status;
 
-/// The API group that audit-stream serves.
-pub const GROUP: &str = "audit.k8s.io";
+pub use resource::{GROUP, Resource, Version};
+pub use sequence::Sequence;

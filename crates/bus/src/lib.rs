@@ -1,1 +1,19 @@
-//! Being written.
+//! The bounded, ordered, in-memory log that every watch reads from.
+//!
+//! ```text
+//! publish(batch) ─▶ [ batch | batch | batch ] ─▶ cursor, cursor, cursor …
+//!                    ▲ evicted by bytes and age      each at its own place
+//! ```
+//!
+//! It knows no HTTP and no Kubernetes: what it orders is a type parameter. What it promises:
+//!
+//! - **Order is total.** Every event of every batch has its own [`Sequence`], and they only grow.
+//! - **Bounded.** What is retained stays within [`Config::retain_bytes`], but for the newest batch, which always fits.
+//! - **A publisher never waits for a reader.** A cursor that falls behind the retained window is told so ([`Lagged`]).
+//! - **Shared.** A batch is stored once; readers hold it by `Arc`.
+
+mod cursor;
+mod ring;
+
+pub use cursor::{Cursor, Delivery, Lagged};
+pub use ring::{Bus, Config, Entry, NotRetained, Start};

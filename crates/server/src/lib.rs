@@ -1,1 +1,35 @@
-//! Being written.
+//! audit-stream's server: Kubernetes audit events as a watch.
+//!
+//! ```text
+//! kube-apiserver ──POST EventList──▶ ingest ──▶ bus ──▶ watch ──▶ wire ──▶ kube-aggregator ──▶ kubectl
+//!                                    attribution         ▲
+//!                                    view        authn ▶ authz (a lease, renewed while open)
+//! ```
+//!
+//! The modules follow that order: sockets, the way in, the way out, what answers from memory, what all share.
+
+pub mod args;
+pub mod certs;
+pub mod listener;
+
+pub mod attribution;
+pub mod ingest;
+pub mod view;
+
+pub mod authn;
+pub mod authz;
+pub mod negotiation;
+pub mod router;
+pub mod watch;
+pub mod wire;
+
+pub mod discovery;
+pub mod health;
+pub mod metrics;
+pub mod rejection;
+
+pub mod logging;
+mod serve;
+pub mod shutdown;
+
+pub use serve::{Config, Server};

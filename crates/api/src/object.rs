@@ -1,0 +1,171 @@
+//! The object that a watcher receives, and the ADDED frame around it.
+//!
+//! An audit event has no `ObjectMeta` and the items of a webhook's list have no `kind` and `apiVersion`; a watch client
+//! needs all three. They come first, and the event's own fields follow as they are.
+
+use serde::Serialize;
+
+use crate::{GROUP, Resource, Sequence, Version};
+
+/// Announces events that the reader was entitled to and did not get. Its value is a [`Gap`] as JSON.
+pub const GAP_ANNOTATION: &str = "audit-stream.dev/gap";
+
+/// Names the fields of the event that the reader may not see.
+pub const WITHHELD_ANNOTATION: &str = "audit-stream.dev/withheld";
+
+/// The metadata of one object.
+#[derive(Debug, Clone, Copy)]
+pub struct ObjectMeta<'a> {
+    /// The attributed namespace; on `NamespacedEvent` only.
+    pub namespace: Option<&'a str>,
+    /// `resourceVersion`, and what `name` is made from.
+    pub sequence: Sequence,
+    /// The stage's time in whole seconds, RFC 3339.
+    pub creation_timestamp: Option<&'a str>,
+    /// Comma-separated names of withheld fields.
+    pub withheld: Option<&'a str>,
+    /// A [`Gap`] as JSON.
+    pub gap: Option<&'a str>,
+}
+
+/// The object's `metadata.name`: unique, made by the server, a DNS-1123 subdomain.
+pub fn name(sequence: Sequence) -> String {
+    format!("event-{sequence}")
+}
+
+/// Appends one ADDED frame. `fields` are the event's own, without braces, `kind`, `apiVersion` and `metadata`.
+pub fn write_added(out: &mut Vec<u8>, resource: Resource, version: Version, meta: ObjectMeta<'_>, fields: &[u8]) {
+    out.extend_from_slice(b"{\"type\":\"ADDED\",\"object\":{\"kind\":\"");
+    out.extend_from_slice(resource.kind().as_bytes());
+    out.extend_from_slice(b"\",\"apiVersion\":\"");
+    out.extend_from_slice(GROUP.as_bytes());
+    out.push(b'/');
+    out.extend_from_slice(version.as_str().as_bytes());
+    out.extend_from_slice(b"\",\"metadata\":");
+    write_meta(out, meta);
+    out.push(b',');
+    out.extend_from_slice(fields);
+    out.extend_from_slice(b"}}\n");
+}
+
+fn write_meta(out: &mut Vec<u8>, meta: ObjectMeta<'_>) {
+    let ObjectMeta { namespace, sequence, creation_timestamp, withheld, gap } = meta;
+    out.extend_from_slice(b"{\"name\":\"");
+    out.extend_from_slice(name(sequence).as_bytes());
+    out.push(b'"');
+    if let Some(namespace) = namespace {
+        write_member(out, "namespace", namespace);
+    }
+    write_member(out, "resourceVersion", &sequence.to_string());
+    if let Some(timestamp) = creation_timestamp {
+        write_member(out, "creationTimestamp", timestamp);
+    }
+    if withheld.is_some() || gap.is_some() {
+        out.extend_from_slice(b",\"annotations\":{");
+        let annotations = [(GAP_ANNOTATION, gap), (WITHHELD_ANNOTATION, withheld)];
+        let present = annotations.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        for (index, (key, value)) in present.enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            write_json(out, key);
+            out.push(b':');
+            write_json(out, value);
+        }
+        out.push(b'}');
+    }
+    out.push(b'}');
+}
+
+fn write_member(out: &mut Vec<u8>, key: &str, value: &str) {
+    out.push(b',');
+    write_json(out, key);
+    out.push(b':');
+    write_json(out, value);
+}
+
+/// Appends `text` as a JSON string.
+pub fn write_json(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).expect("a string always serialises, and a Vec takes every byte");
+}
+
+/// Events that a reader was entitled to and did not get.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// How many events of the reader's own class; `None` when that cannot be known without telling what others do.
+    pub count: Option<u64>,
+    /// How many events arrived without their bodies.
+    pub truncated: u64,
+    /// Why.
+    pub reason: GapReason,
+    /// When the gap began, RFC 3339.
+    pub since: String,
+}
+
+/// Why events are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GapReason {
+    /// The reader fell out of the retained window.
+    Lag,
+    /// An event, or a whole batch, was over a size limit.
+    Oversize,
+    /// What a source sent could not be read.
+    Malformed,
+}
+
+impl GapReason {
+    /// The word on the wire, in metrics and in docs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lag => "lag",
+            Self::Oversize => "oversize",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const META: ObjectMeta<'_> = ObjectMeta {
+        namespace: None,
+        sequence: Sequence::new(7),
+        creation_timestamp: Some("2026-11-20T15:00:00Z"),
+        withheld: None,
+        gap: None,
+    };
+
+    fn added(resource: Resource, meta: ObjectMeta<'_>) -> String {
+        let mut out = Vec::new();
+        write_added(&mut out, resource, Version::V1, meta, br#""level":"Metadata""#);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn bytes_of_an_event() {
+        assert_eq!(
+            added(Resource::Events, META),
+            "{\"type\":\"ADDED\",\"object\":{\"kind\":\"Event\",\"apiVersion\":\"audit.k8s.io/v1\",\"metadata\":\
+             {\"name\":\"event-7\",\"resourceVersion\":\"7\",\"creationTimestamp\":\"2026-11-20T15:00:00Z\"},\
+             \"level\":\"Metadata\"}}\n"
+        );
+    }
+
+    #[test]
+    fn bytes_of_a_namespaced_event_with_annotations() {
+        let gap = Gap { count: None, truncated: 0, reason: GapReason::Lag, since: "2026-11-20T14:59:00Z".to_owned() };
+        let gap = serde_json::to_string(&gap).unwrap();
+        let meta = ObjectMeta { namespace: Some("shop"), withheld: Some("user.uid"), gap: Some(&gap), ..META };
+        assert_eq!(
+            added(Resource::NamespacedEvents, meta),
+            "{\"type\":\"ADDED\",\"object\":{\"kind\":\"NamespacedEvent\",\"apiVersion\":\"audit.k8s.io/v1\",\"metadata\":\
+             {\"name\":\"event-7\",\"namespace\":\"shop\",\"resourceVersion\":\"7\",\
+             \"creationTimestamp\":\"2026-11-20T15:00:00Z\",\"annotations\":{\"audit-stream.dev/gap\":\
+             \"{\\\"count\\\":null,\\\"truncated\\\":0,\\\"reason\\\":\\\"lag\\\",\\\"since\\\":\\\"2026-11-20T14:59:00Z\\\"}\",\
+             \"audit-stream.dev/withheld\":\"user.uid\"}},\
+             \"level\":\"Metadata\"}}\n"
+        );
+    }
+}

@@ -1,0 +1,281 @@
+//! Field selectors on audit events: their grammar, the fields they know, and what they mean.
+//!
+//! Grammar: `k8s.io/apimachinery/pkg/fields`. Which text a field holds is the caller's business: a selector sees what the
+//! reader's view shows.
+
+use std::fmt;
+
+/// A field that can be selected on. Its place in [`Field::ALL`] is its ordinal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is the field that its name spells; see Field::name")]
+pub enum Field {
+    MetadataName,
+    MetadataNamespace,
+    AuditId,
+    Level,
+    Stage,
+    Verb,
+    Username,
+    Groups,
+    ImpersonatedUsername,
+    UserAgent,
+    SourceIps,
+    ObjectResource,
+    ObjectApiGroup,
+    ObjectApiVersion,
+    ObjectNamespace,
+    ObjectName,
+    ObjectSubresource,
+    ObjectUid,
+    ResponseCode,
+    Decision,
+    RequestUri,
+}
+
+impl Field {
+    /// Every field, in the order of error messages.
+    pub const ALL: [Self; 21] = [
+        Self::MetadataName,
+        Self::MetadataNamespace,
+        Self::AuditId,
+        Self::Level,
+        Self::Stage,
+        Self::Verb,
+        Self::Username,
+        Self::Groups,
+        Self::ImpersonatedUsername,
+        Self::UserAgent,
+        Self::SourceIps,
+        Self::ObjectResource,
+        Self::ObjectApiGroup,
+        Self::ObjectApiVersion,
+        Self::ObjectNamespace,
+        Self::ObjectName,
+        Self::ObjectSubresource,
+        Self::ObjectUid,
+        Self::ResponseCode,
+        Self::Decision,
+        Self::RequestUri,
+    ];
+
+    /// As it stands in a selector.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MetadataName => "metadata.name",
+            Self::MetadataNamespace => "metadata.namespace",
+            Self::AuditId => "auditID",
+            Self::Level => "level",
+            Self::Stage => "stage",
+            Self::Verb => "verb",
+            Self::Username => "user.username",
+            Self::Groups => "user.groups",
+            Self::ImpersonatedUsername => "impersonatedUser.username",
+            Self::UserAgent => "userAgent",
+            Self::SourceIps => "sourceIPs",
+            Self::ObjectResource => "objectRef.resource",
+            Self::ObjectApiGroup => "objectRef.apiGroup",
+            Self::ObjectApiVersion => "objectRef.apiVersion",
+            Self::ObjectNamespace => "objectRef.namespace",
+            Self::ObjectName => "objectRef.name",
+            Self::ObjectSubresource => "objectRef.subresource",
+            Self::ObjectUid => "objectRef.uid",
+            Self::ResponseCode => "responseStatus.code",
+            Self::Decision => "annotations.authorization.k8s.io/decision",
+            Self::RequestUri => "requestURI",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|field| field.name() == name)
+    }
+}
+
+/// A conjunction of requirements; empty, it selects everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct FieldSelector {
+    requirements: Vec<Requirement>,
+}
+
+/// One term of a selector.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Requirement {
+    /// What is compared.
+    pub field: Field,
+    /// With what.
+    pub value: String,
+    /// Whether the field must be, or must not be, the value.
+    pub equal: bool,
+}
+
+/// Why a selector was not understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SelectorError {
+    /// Not the grammar.
+    Syntax {
+        /// The whole selector.
+        selector: String,
+        /// The part that was not understood.
+        term: String,
+    },
+    /// A field that cannot be selected on.
+    UnknownField(String),
+}
+
+impl FieldSelector {
+    /// Reads `key=value,key!=value,…`.
+    ///
+    /// # Errors
+    /// If the text is not the grammar, or names a field that is not in [`Field::ALL`].
+    pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        let syntax = |term: &str| SelectorError::Syntax { selector: text.to_owned(), term: term.to_owned() };
+        let mut requirements = Vec::new();
+        for term in split_terms(text).into_iter().filter(|term| !term.is_empty()) {
+            let (key, equal, value) = split_term(term).ok_or_else(|| syntax(term))?;
+            let value = unescape(value).ok_or_else(|| syntax(term))?;
+            let field = Field::named(key).ok_or_else(|| SelectorError::UnknownField(key.to_owned()))?;
+            requirements.push(Requirement { field, value, equal });
+        }
+        Ok(Self { requirements })
+    }
+
+    /// Its terms; all must hold.
+    pub fn requirements(&self) -> &[Requirement] {
+        &self.requirements
+    }
+
+    /// Whether it selects everything.
+    pub fn is_empty(&self) -> bool {
+        self.requirements.is_empty()
+    }
+
+    /// Whether an event is selected; `holds` says whether one of a field's values is the given text.
+    pub fn matches(&self, mut holds: impl FnMut(Field, &str) -> bool) -> bool {
+        self.requirements.iter().all(|term| holds(term.field, &term.value) == term.equal)
+    }
+}
+
+/// Splits at commas that no backslash escapes.
+fn split_terms(text: &str) -> Vec<&str> {
+    let mut terms = Vec::new();
+    let (mut start, mut escaped) = (0, false);
+    for (index, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b',' => {
+                terms.push(&text[start..index]);
+                start = index + 1;
+            }
+            _ => {}
+        }
+    }
+    terms.push(&text[start..]);
+    terms
+}
+
+/// The first operator decides: `!=` and `==` before `=`, as upstream looks for them at each place.
+fn split_term(term: &str) -> Option<(&str, bool, &str)> {
+    term.char_indices().find_map(|(index, _)| {
+        let rest = &term[index..];
+        let operators = [("!=", false), ("==", true), ("=", true)];
+        let (operator, equal) = operators.into_iter().find(|(operator, _)| rest.starts_with(operator))?;
+        Some((&term[..index], equal, &rest[operator.len()..]))
+    })
+}
+
+/// `\\`, `\,` and `\=` are the only escapes; a bare `=` in a value is an error, as upstream has it.
+fn unescape(value: &str) -> Option<String> {
+    let mut plain = String::with_capacity(value.len());
+    let mut rest = value.chars();
+    while let Some(char) = rest.next() {
+        match char {
+            '\\' => plain.push(rest.next().filter(|escaped| matches!(escaped, '\\' | ',' | '='))?),
+            ',' | '=' => return None,
+            other => plain.push(other),
+        }
+    }
+    Some(plain)
+}
+
+impl fmt::Display for SelectorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Syntax { selector, term } => {
+                write!(f, "invalid selector: '{selector}'; can't understand '{term}'")
+            }
+            Self::UnknownField(name) => {
+                write!(f, "field label not supported: {name}; supported are {}", names(&Field::ALL))
+            }
+        }
+    }
+}
+
+impl std::error::Error for SelectorError {}
+
+/// The names of fields, for an error message.
+pub fn names(fields: &[Field]) -> String {
+    fields.iter().map(|field| field.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Vec<(Field, bool, String)> {
+        let selector = FieldSelector::parse(text).unwrap();
+        selector.requirements.into_iter().map(|term| (term.field, term.equal, term.value)).collect()
+    }
+
+    #[test]
+    fn upstream_grammar() {
+        assert_eq!(parse(""), []);
+        assert_eq!(parse(",,"), []);
+        assert_eq!(
+            parse("verb=get,stage==ResponseComplete,user.username!=system:admin"),
+            [
+                (Field::Verb, true, "get".to_owned()),
+                (Field::Stage, true, "ResponseComplete".to_owned()),
+                (Field::Username, false, "system:admin".to_owned()),
+            ]
+        );
+        assert_eq!(parse(r"requestURI=/a?b\=c\,d\\"), [(Field::RequestUri, true, r"/a?b=c,d\".to_owned())]);
+        assert_eq!(parse("verb="), [(Field::Verb, true, String::new())]);
+        assert_eq!(parse("verb!="), [(Field::Verb, false, String::new())]);
+    }
+
+    #[test]
+    fn what_is_not_the_grammar_is_named() {
+        for bad in ["verb", "verb=a=b", r"verb=a\b", r"verb=a\", "verb===x"] {
+            let error = FieldSelector::parse(bad).unwrap_err();
+            assert_eq!(error, SelectorError::Syntax { selector: bad.to_owned(), term: bad.to_owned() }, "{bad}");
+        }
+        let error = FieldSelector::parse("spec.nodeName=x").unwrap_err().to_string();
+        assert!(
+            error.starts_with("field label not supported: spec.nodeName; supported are metadata.name, "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn all_terms_must_hold() {
+        let selector = FieldSelector::parse("verb=get,user.groups=dev,user.groups!=ops").unwrap();
+        let event = |groups: &'static [&'static str]| {
+            move |field: Field, value: &str| match field {
+                Field::Verb => value == "get",
+                Field::Groups => groups.contains(&value),
+                _ => false,
+            }
+        };
+        assert!(selector.matches(event(&["dev", "qa"])));
+        assert!(!selector.matches(event(&["dev", "ops"])));
+        assert!(!selector.matches(event(&["qa"])));
+    }
+
+    #[test]
+    fn every_field_is_found_by_its_name_and_at_its_ordinal() {
+        for (ordinal, field) in Field::ALL.into_iter().enumerate() {
+            assert_eq!(Field::named(field.name()), Some(field));
+            assert_eq!(field as usize, ordinal);
+        }
+    }
+}

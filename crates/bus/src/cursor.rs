@@ -1,0 +1,211 @@
+//! A reader's place in the log.
+
+use std::sync::Arc;
+
+use audit_stream_api::Sequence;
+use tokio::sync::watch;
+
+use crate::ring::{Bus, Entry};
+
+/// A reader's place in the log. Dropping it is all the clean-up there is.
+#[derive(Debug)]
+pub struct Cursor<T> {
+    bus: Arc<Bus<T>>,
+    head: watch::Receiver<Sequence>,
+    position: Sequence,
+}
+
+/// A batch, and where in it the reader goes on.
+#[derive(Debug)]
+pub struct Delivery<T> {
+    /// The batch.
+    pub entry: Arc<Entry<T>>,
+    /// How many of its first events the reader already has: not zero only where it resumed inside a batch.
+    pub skip: u64,
+}
+
+/// The reader fell behind the retained window. It goes on with the oldest batch that is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lagged {
+    /// The last place that it was served.
+    pub from: Sequence,
+    /// The last place that it missed.
+    pub to: Sequence,
+}
+
+impl<T> Cursor<T> {
+    pub(crate) fn new(bus: Arc<Bus<T>>, head: watch::Receiver<Sequence>, position: Sequence) -> Self {
+        Self { bus, head, position }
+    }
+
+    /// The last place served, or passed over by [`Lagged`].
+    pub fn position(&self) -> Sequence {
+        self.position
+    }
+
+    /// The next batch; waits for one to be published if the reader is at the head. Cancel-safe.
+    ///
+    /// # Errors
+    /// If the reader fell behind. The next call goes on from there.
+    pub async fn next(&mut self) -> Result<Delivery<T>, Lagged> {
+        loop {
+            // The head is marked as seen before the ring is read: what is published in between wakes the wait below.
+            self.head.borrow_and_update();
+            match self.bus.after(self.position) {
+                Ok(Some(entry)) => {
+                    let skip =
+                        if self.position < entry.first() { 0 } else { self.position.get() - entry.first().get() + 1 };
+                    self.position = entry.last();
+                    return Ok(Delivery { entry, skip });
+                }
+                Ok(None) => {}
+                Err(floor) => {
+                    let from = std::mem::replace(&mut self.position, floor);
+                    return Err(Lagged { from, to: floor });
+                }
+            }
+            // The sender lives in the bus, which this cursor holds, so the channel cannot close.
+            let _ = self.head.changed().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ring::{Config, NotRetained, Start};
+
+    const START: u64 = 1_000;
+    const ROOMY: Config = Config { retain_bytes: 1_000, retain_age: Duration::from_secs(60) };
+
+    fn bus(config: Config) -> Arc<Bus<&'static str>> {
+        Arc::new(Bus::new(config, START))
+    }
+
+    fn after(number: u64) -> Start {
+        Start::After(Sequence::new(number))
+    }
+
+    async fn read(cursor: &mut Cursor<&'static str>) -> (&'static str, u64) {
+        let delivery = cursor.next().await.unwrap();
+        (*delivery.entry.payload(), delivery.skip)
+    }
+
+    #[tokio::test]
+    async fn batches_arrive_in_order_at_every_cursor() {
+        let bus = bus(ROOMY);
+        let mut early = bus.subscribe(Start::Now).unwrap();
+        bus.publish(2_000, 3, 10, "a");
+        let mut late = bus.subscribe(Start::Now).unwrap();
+        bus.publish(2_001, 1, 10, "b");
+        assert_eq!(read(&mut early).await, ("a", 0));
+        assert_eq!(read(&mut early).await, ("b", 0));
+        assert_eq!(read(&mut late).await, ("b", 0));
+        assert_eq!(early.position(), late.position());
+    }
+
+    #[tokio::test]
+    async fn a_sleeping_cursor_is_woken() {
+        let bus = bus(ROOMY);
+        let mut cursor = bus.subscribe(Start::Now).unwrap();
+        let publish_later = async {
+            // By now the other half has been polled and sleeps.
+            tokio::task::yield_now().await;
+            bus.publish(2_000, 1, 10, "a");
+        };
+        let (got, ()) = tokio::join!(read(&mut cursor), publish_later);
+        assert_eq!(got, ("a", 0));
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_dropped_loses_nothing() {
+        let bus = bus(ROOMY);
+        let mut cursor = bus.subscribe(Start::Now).unwrap();
+        expect_waiting(&mut cursor).await;
+        bus.publish(2_000, 1, 10, "a");
+        assert_eq!(read(&mut cursor).await, ("a", 0));
+    }
+
+    async fn expect_waiting(cursor: &mut Cursor<&'static str>) {
+        assert!(tokio::time::timeout(Duration::ZERO, cursor.next()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn places_grow_whatever_the_clock_does() {
+        let bus = bus(ROOMY);
+        let first = bus.publish(5_000, 4, 1, "a");
+        let stood_still = bus.publish(5_000, 1, 1, "b");
+        let stepped_back = bus.publish(3_000, 1, 1, "c");
+        let went_on = bus.publish(9_000, 1, 1, "d");
+        assert_eq!((first.first().get(), first.last().get()), (5_000, 5_003));
+        assert_eq!(stood_still.first().get(), 5_004);
+        assert_eq!(stepped_back.first().get(), 5_005);
+        assert_eq!(went_on.first().get(), 9_000);
+    }
+
+    #[tokio::test]
+    async fn a_resumed_cursor_gets_exactly_what_follows() {
+        let bus = bus(ROOMY);
+        bus.publish(5_000, 3, 10, "a");
+        bus.publish(6_000, 2, 10, "b");
+        assert_eq!(read(&mut bus.subscribe(after(START)).unwrap()).await, ("a", 0));
+        assert_eq!(read(&mut bus.subscribe(after(5_001)).unwrap()).await, ("a", 2));
+        assert_eq!(read(&mut bus.subscribe(after(5_002)).unwrap()).await, ("b", 0));
+        let mut at_head = bus.subscribe(after(6_001)).unwrap();
+        expect_waiting(&mut at_head).await;
+    }
+
+    #[tokio::test]
+    async fn a_place_that_was_not_issued_is_refused() {
+        let bus = bus(ROOMY);
+        bus.publish(5_000, 3, 10, "a");
+        for never in [0, START - 1, START + 1, 4_999, 5_003, u64::MAX] {
+            assert_eq!(
+                bus.subscribe(after(never)).unwrap_err(),
+                NotRetained { oldest: Sequence::new(START) },
+                "{never}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_bound_what_is_retained_and_a_slow_cursor_is_told() {
+        let bus = bus(Config { retain_bytes: 25, ..ROOMY });
+        let mut slow = bus.subscribe(Start::Now).unwrap();
+        bus.publish(5_000, 3, 10, "a");
+        bus.publish(6_000, 1, 10, "b");
+        bus.publish(7_000, 1, 10, "c");
+        assert_eq!(bus.retained().0, 20);
+        let lagged = slow.next().await.unwrap_err();
+        assert_eq!(lagged, Lagged { from: Sequence::new(START), to: Sequence::new(5_002) });
+        assert_eq!(read(&mut slow).await, ("b", 0));
+        assert_eq!(bus.subscribe(after(5_001)).unwrap_err(), NotRetained { oldest: Sequence::new(5_002) });
+        assert!(bus.subscribe(after(5_002)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_newest_batch_stays_even_if_it_is_over_the_bound() {
+        let bus = bus(Config { retain_bytes: 25, ..ROOMY });
+        bus.publish(5_000, 1, 10, "a");
+        bus.publish(6_000, 1, 100, "b");
+        assert_eq!(bus.retained().0, 100);
+        bus.publish(7_000, 1, 10, "c");
+        assert_eq!(bus.retained().0, 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn age_bounds_what_is_retained() {
+        let bus = bus(ROOMY);
+        bus.publish(5_000, 1, 10, "a");
+        tokio::time::advance(Duration::from_secs(40)).await;
+        bus.publish(6_000, 1, 10, "b");
+        assert_eq!(bus.retained(), (20, Duration::from_secs(40)));
+        tokio::time::advance(Duration::from_secs(21)).await;
+        assert_eq!(bus.retained(), (10, Duration::from_secs(21)));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(bus.retained(), (0, Duration::ZERO));
+        assert!(bus.subscribe(after(6_000)).is_ok(), "everything after the head is still to come");
+    }
+}

@@ -1,0 +1,346 @@
+//! What was typed, and what it means: flags to a checked [`Config`].
+//!
+//! Upstream's spelling wherever upstream has the flag. Each flag is an environment variable too: `AUDIT_STREAM_` and its name.
+//! Nothing is opened or asked here; a mistake is told with the name of the flag.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::Config;
+use crate::authz::CacheTtl;
+use crate::certs::{PairFiles, TlsMinVersion};
+use crate::ingest::{self, batch};
+
+/// Kubernetes audit events as a watch: an aggregated API server.
+#[derive(Debug, Parser)]
+#[command(name = "audit-stream", version, about, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve audit.k8s.io, fed by kube-apiserver's audit webhook.
+    Serve(Box<ServeArgs>),
+}
+
+/// Flags of `audit-stream serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The IP address on which to serve the API.
+    #[arg(long, env = "AUDIT_STREAM_BIND_ADDRESS", default_value = "0.0.0.0", value_name = "IP")]
+    bind_address: IpAddr,
+
+    /// The port on which to serve the API.
+    #[arg(long, env = "AUDIT_STREAM_SECURE_PORT", default_value_t = 6443, value_name = "PORT")]
+    secure_port: u16,
+
+    /// File with the serving certificate, PEM, leaf first.
+    #[arg(long, env = "AUDIT_STREAM_TLS_CERT_FILE", value_name = "FILE")]
+    tls_cert_file: PathBuf,
+
+    /// File with the private key of --tls-cert-file, PEM.
+    #[arg(long, env = "AUDIT_STREAM_TLS_PRIVATE_KEY_FILE", value_name = "FILE")]
+    tls_private_key_file: PathBuf,
+
+    /// Oldest TLS version that is spoken.
+    #[arg(long, env = "AUDIT_STREAM_TLS_MIN_VERSION", default_value = "VersionTLS12", value_name = "VERSION")]
+    tls_min_version: TlsMinVersion,
+
+    /// File with the kubeconfig by which kube-apiserver is asked; in-cluster configuration if not given.
+    #[arg(long, env = "AUDIT_STREAM_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// As --kubeconfig, for reading extension-apiserver-authentication; defaults to --kubeconfig.
+    #[arg(long, env = "AUDIT_STREAM_AUTHENTICATION_KUBECONFIG", value_name = "FILE")]
+    authentication_kubeconfig: Option<PathBuf>,
+
+    /// As --kubeconfig, for SubjectAccessReviews; defaults to --kubeconfig.
+    #[arg(long, env = "AUDIT_STREAM_AUTHORIZATION_KUBECONFIG", value_name = "FILE")]
+    authorization_kubeconfig: Option<PathBuf>,
+
+    /// How long an allowed request is remembered.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_AUTHORIZATION_WEBHOOK_CACHE_AUTHORIZED_TTL",
+        default_value = "10s",
+        value_name = "DURATION"
+    )]
+    authorization_webhook_cache_authorized_ttl: GoDuration,
+
+    /// How long a denied request is remembered.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_AUTHORIZATION_WEBHOOK_CACHE_UNAUTHORIZED_TTL",
+        default_value = "10s",
+        value_name = "DURATION"
+    )]
+    authorization_webhook_cache_unauthorized_ttl: GoDuration,
+
+    /// The IP address on which to take audit events.
+    #[arg(long, env = "AUDIT_STREAM_WEBHOOK_BIND_ADDRESS", default_value = "0.0.0.0", value_name = "IP")]
+    webhook_bind_address: IpAddr,
+
+    /// The port on which to take audit events.
+    #[arg(long, env = "AUDIT_STREAM_WEBHOOK_PORT", default_value_t = 9443, value_name = "PORT")]
+    webhook_port: u16,
+
+    /// File with the CAs that sign the client certificates of kube-apiserver's audit webhook, PEM.
+    #[arg(long, env = "AUDIT_STREAM_WEBHOOK_CLIENT_CA_FILE", value_name = "FILE")]
+    webhook_client_ca_file: PathBuf,
+
+    /// Common names or DNS names of which the webhook's client certificate must have one.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_WEBHOOK_ALLOWED_NAMES",
+        value_delimiter = ',',
+        required = true,
+        value_name = "NAME,…"
+    )]
+    webhook_allowed_names: Vec<String>,
+
+    /// As --tls-cert-file, for the webhook; defaults to it.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_WEBHOOK_TLS_CERT_FILE",
+        requires = "webhook_tls_private_key_file",
+        value_name = "FILE"
+    )]
+    webhook_tls_cert_file: Option<PathBuf>,
+
+    /// As --tls-private-key-file, for the webhook; defaults to it.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_WEBHOOK_TLS_PRIVATE_KEY_FILE",
+        requires = "webhook_tls_cert_file",
+        value_name = "FILE"
+    )]
+    webhook_tls_private_key_file: Option<PathBuf>,
+
+    /// Largest body of one webhook request.
+    #[arg(long, env = "AUDIT_STREAM_WEBHOOK_MAX_BODY_BYTES", default_value = "64Mi", value_name = "BYTES")]
+    webhook_max_body_bytes: Bytes,
+
+    /// Bodies of webhook requests that are being received, together.
+    #[arg(long, env = "AUDIT_STREAM_WEBHOOK_MAX_INFLIGHT_BYTES", default_value = "128Mi", value_name = "BYTES")]
+    webhook_max_inflight_bytes: Bytes,
+
+    /// Events that are retained for slow and returning readers, by size.
+    #[arg(long, env = "AUDIT_STREAM_RETAIN_BYTES", default_value = "128Mi", value_name = "BYTES")]
+    retain_bytes: Bytes,
+
+    /// Events that are retained for slow and returning readers, by age.
+    #[arg(long, env = "AUDIT_STREAM_RETAIN_AGE", default_value = "15m", value_name = "DURATION")]
+    retain_age: GoDuration,
+
+    /// Watches that may be open at a time.
+    #[arg(long, env = "AUDIT_STREAM_MAX_WATCHES", default_value_t = 10_000, value_name = "COUNT")]
+    max_watches: u32,
+
+    /// How long to go on serving after SIGTERM, not ready, until nobody is sent here any more.
+    #[arg(long, env = "AUDIT_STREAM_SHUTDOWN_DELAY_DURATION", default_value = "10s", value_name = "DURATION")]
+    shutdown_delay_duration: GoDuration,
+
+    /// How long connections may take to end after that.
+    #[arg(long, env = "AUDIT_STREAM_SHUTDOWN_GRACE_PERIOD", default_value = "30s", value_name = "DURATION")]
+    shutdown_grace_period: GoDuration,
+
+    /// Form of the log.
+    #[arg(long, env = "AUDIT_STREAM_LOGGING_FORMAT", default_value = "text", value_name = "FORMAT")]
+    logging_format: LoggingFormat,
+
+    /// Verbosity of the log: up to 3 informs, 4 debugs, more traces.
+    #[arg(short, long = "v", env = "AUDIT_STREAM_V", default_value_t = 2, value_name = "LEVEL")]
+    v: u8,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LoggingFormat {
+    /// A line for people.
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// A duration as Go writes it: `10s`, `1m30s`, `250ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct GoDuration(Duration);
+
+/// A number of bytes as Kubernetes writes it: `1048576`, `64Mi`, `1G`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bytes(u64);
+
+impl ServeArgs {
+    /// What the flags mean together.
+    ///
+    /// # Errors
+    /// If they do not go together; the message names the flag.
+    pub fn into_config(self) -> Result<Config> {
+        let serving = PairFiles { certificate: self.tls_cert_file, key: self.tls_private_key_file };
+        let webhook = self.webhook_tls_cert_file.zip(self.webhook_tls_private_key_file);
+        let webhook = webhook.map(|(certificate, key)| PairFiles { certificate, key });
+        let (max_body, max_inflight) = (self.webhook_max_body_bytes.0, self.webhook_max_inflight_bytes.0);
+        ensure!(
+            (1..=batch::MAX_BODY_BYTES).contains(&max_body),
+            "--webhook-max-body-bytes must be from 1 to {}",
+            batch::MAX_BODY_BYTES
+        );
+        ensure!(
+            max_inflight >= max_body,
+            "--webhook-max-inflight-bytes ({max_inflight}) must not be less than --webhook-max-body-bytes ({max_body}): \
+             a body of that size could never be received"
+        );
+        let blank = self.webhook_allowed_names.iter().any(|name| name.trim().is_empty());
+        ensure!(!blank, "--webhook-allowed-names must not have an empty name");
+        ensure!(self.max_watches > 0, "--max-watches must not be 0");
+        Ok(Config {
+            address: SocketAddr::new(self.bind_address, self.secure_port),
+            webhook_address: SocketAddr::new(self.webhook_bind_address, self.webhook_port),
+            webhook_pair: webhook.unwrap_or_else(|| serving.clone()),
+            pair: serving,
+            tls_min_version: self.tls_min_version,
+            authentication_kubeconfig: self.authentication_kubeconfig.or_else(|| self.kubeconfig.clone()),
+            authorization_kubeconfig: self.authorization_kubeconfig.or(self.kubeconfig),
+            authorization_cache: CacheTtl {
+                authorized: self.authorization_webhook_cache_authorized_ttl.0,
+                unauthorized: self.authorization_webhook_cache_unauthorized_ttl.0,
+            },
+            webhook_client_ca_file: self.webhook_client_ca_file,
+            ingest: ingest::Config {
+                allowed_names: self.webhook_allowed_names,
+                max_body_bytes: max_body,
+                max_inflight_bytes: max_inflight,
+            },
+            retain: audit_stream_bus::Config {
+                retain_bytes: usize::try_from(self.retain_bytes.0).unwrap_or(usize::MAX),
+                retain_age: self.retain_age.0,
+            },
+            max_watches: self.max_watches,
+            shutdown_delay: self.shutdown_delay_duration.0,
+            shutdown_grace: self.shutdown_grace_period.0,
+        })
+    }
+
+    /// How to log.
+    pub fn logging(&self) -> (LoggingFormat, u8) {
+        (self.logging_format, self.v)
+    }
+}
+
+impl FromStr for GoDuration {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is not a duration such as 10s, 1m30s or 250ms");
+        if text.is_empty() {
+            return Err(wrong());
+        }
+        let duration: kube::core::Duration = text.parse().map_err(|_| wrong())?;
+        if duration.is_negative() { Err(format!("\"{text}\" is negative")) } else { Ok(Self(duration.into())) }
+    }
+}
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|char: char| char.is_ascii_alphabetic());
+        let unit: u64 = match &text[digits.len()..] {
+            "" => 1,
+            "k" => 1000,
+            "M" => 1000_u64.pow(2),
+            "G" => 1000_u64.pow(3),
+            "Ki" => 1 << 10,
+            "Mi" => 1 << 20,
+            "Gi" => 1 << 30,
+            other => return Err(format!("\"{other}\" is no unit of bytes; use Ki, Mi, Gi, k, M, G or none")),
+        };
+        let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        number.map(Self).ok_or_else(|| format!("\"{text}\" is not a number of bytes such as 1048576 or 64Mi"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    const NEEDED: [&str; 10] = [
+        "audit-stream",
+        "serve",
+        "--tls-cert-file=a",
+        "--tls-private-key-file=b",
+        "--webhook-client-ca-file=c",
+        "--webhook-allowed-names=x,y",
+        "--bind-address=127.0.0.1",
+        "--webhook-bind-address=::1",
+        "--kubeconfig=k",
+        "--authorization-kubeconfig=z",
+    ];
+
+    fn config(more: &[&str]) -> Result<Config> {
+        let Command::Serve(args) = Cli::try_parse_from(NEEDED.iter().chain(more))?.command;
+        args.into_config()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.address, "127.0.0.1:6443".parse().unwrap());
+        assert_eq!(config.webhook_address, "[::1]:9443".parse().unwrap());
+        assert_eq!(config.ingest.allowed_names, ["x", "y"]);
+        assert_eq!(config.ingest.max_body_bytes, 64 << 20);
+        assert_eq!(config.ingest.max_inflight_bytes, 128 << 20);
+        assert_eq!(config.retain.retain_bytes, 128 << 20);
+        assert_eq!(config.retain.retain_age, Duration::from_secs(900));
+        assert_eq!(config.authorization_cache.unauthorized, Duration::from_secs(10));
+        assert_eq!(config.authentication_kubeconfig, Some("k".into()));
+        assert_eq!(config.authorization_kubeconfig, Some("z".into()));
+        assert_eq!(config.webhook_pair.certificate, config.pair.certificate);
+    }
+
+    #[test]
+    fn mistakes_name_the_flag() {
+        let mistakes: [(&[&str], &str); 8] = [
+            (&["--webhook-max-body-bytes=1Gi"], "--webhook-max-body-bytes"),
+            (&["--webhook-max-body-bytes=0"], "--webhook-max-body-bytes"),
+            (&["--webhook-max-inflight-bytes=1Mi"], "--webhook-max-inflight-bytes (1048576)"),
+            (&["--webhook-allowed-names=x,"], "--webhook-allowed-names"),
+            (&["--max-watches=0"], "--max-watches"),
+            (&["--retain-age=5"], "--retain-age"),
+            (&["--retain-bytes=5MB"], "\"MB\" is no unit"),
+            (&["--webhook-tls-cert-file=x"], "--webhook-tls-private-key-file"),
+        ];
+        for (flags, expected) in mistakes {
+            let error = config(flags).unwrap_err().to_string();
+            assert!(error.contains(expected), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn units() {
+        let bytes = |text: &str| text.parse::<Bytes>().map(|bytes| bytes.0).ok();
+        assert_eq!(bytes("1048576"), Some(1 << 20));
+        assert_eq!((bytes("64Mi"), bytes("1k"), bytes("2G")), (Some(64 << 20), Some(1000), Some(2_000_000_000)));
+        assert_eq!((bytes(""), bytes("Mi"), bytes("-1"), bytes("99999999999Gi")), (None, None, None, None));
+        let duration = |text: &str| text.parse::<GoDuration>().map(|duration| duration.0).ok();
+        assert_eq!(duration("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(duration("0s"), Some(Duration::ZERO));
+        assert_eq!((duration("-1s"), duration("1d"), duration("")), (None, None, None));
+    }
+}

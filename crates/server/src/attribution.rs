@@ -1,0 +1,230 @@
+//! Attribution: deciding which namespace an audit event belongs to.
+//!
+//! `objectRef` alone proves nothing: kube-apiserver completes it from the request's body before it validates anything
+//! (`LogRequestObject` in `k8s.io/apiserver/pkg/audit/request.go`), so whoever may create a `SelfSubjectAccessReview`
+//! can write any namespace there. The path cannot be forged, because the request was authorized by it. So the path is
+//! read as upstream's `RequestInfo` reads it (`pkg/endpoints/request/requestinfo.go`), and `objectRef` has to agree.
+//! This is not authorization: who may see the namespace's events is the business of `authz` and `view`.
+
+use std::borrow::Cow;
+
+use audit_stream_api::audit::{Event, Text};
+use percent_encoding::percent_decode;
+
+/// Where an event belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attribution<'a> {
+    /// In this namespace, which is a DNS-1123 label. Its stream and the cluster's show the event.
+    Namespace(&'a str),
+    /// In none: a non-resource URL, a list across namespaces, a cluster-scoped object. The cluster's stream alone.
+    ClusterScoped,
+    /// It cannot be told, or somebody tried to mislead: the cluster's stream alone, and counted.
+    Disputed(Dispute),
+}
+
+/// Why an event is kept from every namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dispute {
+    /// `requestURI` does not start with a path. kube-apiserver writes that for a URI like `http:a/b`, which it serves
+    /// to nobody, and never the absolute form.
+    NotAPath,
+    /// The path has a broken percent-escape, or bytes that are not UTF-8 where they matter.
+    Undecodable,
+    /// The path is in a namespace, and there is no `objectRef` to confirm it.
+    ObjectRefAbsent,
+    /// `objectRef` speaks of another resource or API group than the path.
+    ResourceDiffers,
+    /// `objectRef` has a namespace and the path has none. Either forged, or harmless: charts like to write a namespace
+    /// into cluster-scoped objects too, and kube-apiserver clears it only later.
+    NamespaceNotInPath,
+    /// `objectRef` has another namespace than the path, or none.
+    NamespaceDiffers,
+    /// Path and `objectRef` agree on something that no namespace can be called.
+    NotALabel,
+}
+
+impl Dispute {
+    /// Every reason, so that each metric series exists from the start.
+    pub const ALL: [Self; 7] = [
+        Self::NotAPath,
+        Self::Undecodable,
+        Self::ObjectRefAbsent,
+        Self::ResourceDiffers,
+        Self::NamespaceNotInPath,
+        Self::NamespaceDiffers,
+        Self::NotALabel,
+    ];
+
+    /// The value of the metric's `reason` label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAPath => "not_a_path",
+            Self::Undecodable => "undecodable",
+            Self::ObjectRefAbsent => "objectref_absent",
+            Self::ResourceDiffers => "resource_differs",
+            Self::NamespaceNotInPath => "namespace_not_in_path",
+            Self::NamespaceDiffers => "namespace_differs",
+            Self::NotALabel => "not_a_label",
+        }
+    }
+}
+
+/// Decides where `event` belongs. Allocates only if the path has percent-escapes.
+///
+/// Rejected requests need no rule of their own. A 403 comes from inside the audit filter, and a 401 is audited by
+/// `WithFailedAuthenticationAudit`; both fill `objectRef` from the path before any body is read, as do timeouts and
+/// 429s. So a path without `objectRef` is nothing that kube-apiserver writes, whatever its code, and stays disputed.
+#[must_use]
+pub fn attribute<'a>(event: &'a Event<'_>) -> Attribution<'a> {
+    decide(event).unwrap_or_else(Attribution::Disputed)
+}
+
+fn decide<'a>(event: &'a Event<'_>) -> Result<Attribution<'a>, Dispute> {
+    let bytes = decoded_path(&event.request_uri)?;
+    let target = Target::of(&bytes)?;
+    let Some(reference) = &event.object_ref else {
+        let unconfirmed = !target.namespace.is_empty();
+        return if unconfirmed { Err(Dispute::ObjectRefAbsent) } else { Ok(Attribution::ClusterScoped) };
+    };
+    // Absent and empty are the same: upstream's fields are `omitempty`.
+    let [resource, group, namespace, name] =
+        [&reference.resource, &reference.api_group, &reference.namespace, &reference.name].map(text);
+    // Always present beside a path that has them; where they are not, there is nothing to compare.
+    if (!resource.is_empty() && resource != target.resource) || (!group.is_empty() && group != target.group) {
+        return Err(Dispute::ResourceDiffers);
+    }
+    // A namespace in the body is ignored here, because kube-apiserver clears it
+    // (`EnsureObjectNamespaceMatchesRequestNamespace`) and serves the request. Were it a dispute, it would hide the
+    // CREATE, and with it the floor of the new owner's replay.
+    if target.kind == Kind::Namespaces && &*event.verb == "create" && resource == "namespaces" && !name.is_empty() {
+        return in_namespace(name);
+    }
+    match (target.namespace, namespace) {
+        ("", "") => Ok(Attribution::ClusterScoped),
+        ("", _) => Err(Dispute::NamespaceNotInPath),
+        (path, claim) if path != claim => Err(Dispute::NamespaceDiffers),
+        _ if target.kind == Kind::Namesake => Ok(Attribution::ClusterScoped),
+        _ => in_namespace(namespace),
+    }
+}
+
+fn text<'a>(field: &'a Option<Text<'_>>) -> &'a str {
+    field.as_deref().unwrap_or_default()
+}
+
+fn in_namespace(name: &str) -> Result<Attribution<'_>, Dispute> {
+    if is_label(name) { Ok(Attribution::Namespace(name)) } else { Err(Dispute::NotALabel) }
+}
+
+/// Whether `name` is a DNS-1123 label, as the name of each namespace is.
+fn is_label(name: &str) -> bool {
+    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = name.as_bytes();
+    bytes.len() <= 63
+        && bytes.first().is_some_and(alphanumeric)
+        && bytes.last().is_some_and(alphanumeric)
+        && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
+}
+
+/// The path of `uri`, percent-decoded exactly once.
+///
+/// kube-apiserver writes `URL.RequestURI()` and decides by `URL.Path`, and the one always decodes to the other, slashes
+/// included: to upstream `shop%2Fpods` is two segments. `+` is itself. Go refuses a broken escape before any of this.
+fn decoded_path(uri: &str) -> Result<Cow<'_, [u8]>, Dispute> {
+    let path = uri.split_once('?').map_or(uri, |(path, _query)| path);
+    if !path.starts_with('/') && path != "*" {
+        return Err(Dispute::NotAPath);
+    }
+    let hex = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_hexdigit);
+    let mut escapes = path.split('%').skip(1).map(str::as_bytes);
+    if !escapes.all(|after| hex(after.first()) && hex(after.get(1))) {
+        return Err(Dispute::Undecodable);
+    }
+    Ok(percent_decode(path.as_bytes()).into())
+}
+
+/// What upstream's `RequestInfo` makes of a path. Empty means none, as there.
+#[derive(Default)]
+struct Target<'p> {
+    kind: Kind,
+    group: &'p str,
+    namespace: &'p str,
+    resource: &'p str,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum Kind {
+    /// Exactly `/api/v1/namespaces`, the one path that does not say which namespace its CREATE is about; the body does.
+    /// Nobody can claim a CREATE there that they do not attempt. `objectRef` has no name before the body is read
+    /// (`RequestReceived`, 401, 403) nor with `generateName`, resolved later (`registry/generic/registry/store.go`).
+    Namespaces,
+    /// `namespaces/{name}` of a group other than core: an object that is not a Namespace and lies in none, although
+    /// upstream calls its name its namespace. Service buses in clouds are modelled like that.
+    Namesake,
+    #[default]
+    Other,
+}
+
+impl<'p> Target<'p> {
+    /// Reads a decoded path.
+    ///
+    /// Behind `{resource}/{name}/{subresource}` upstream interprets nothing, so neither do we: there begins the path
+    /// that `proxy` hands on, which may hold any bytes, and must not take the request out of its namespace's sight.
+    /// Empty and dot segments are segments: kube-apiserver cleans no path, and authorizes what it reads.
+    fn of(path: &'p [u8]) -> Result<Self, Dispute> {
+        let Some(text) = path.utf8_chunks().next() else { return Ok(Self::default()) };
+        let whole = text.invalid().is_empty();
+        let path = text.valid().trim_start_matches('/');
+        let mut buffer = [""; INTERPRETED + 1];
+        // The end is trimmed only where it is the end.
+        let segments = split(if whole { path.trim_end_matches('/') } else { path }, &mut buffer);
+        let (target, parts) = Self::walk(segments);
+        if whole || parts.len() > 3 { Ok(target) } else { Err(Dispute::Undecodable) }
+    }
+
+    /// Returns the target and its `{resource}/{name}/{subresource}/…`.
+    fn walk<'s>(segments: &'s [&'p str]) -> (Self, &'s [&'p str]) {
+        let (core, group, rest) = match segments {
+            ["api", _version, rest @ ..] => (true, "", rest),
+            ["apis", group, _version, rest @ ..] => (false, *group, rest),
+            _ => return Self::none(),
+        };
+        // Deprecated, and consumed once only: of `watch/watch/namespaces/x` the resource is `watch`.
+        let rest = if let ["watch" | "proxy", rest @ ..] = rest { rest } else { rest };
+        let (kind, namespace, parts) = match rest {
+            // Discovery; or a prefix and nothing else, which upstream answers with an error.
+            [] => return Self::none(),
+            ["namespaces", namespace] | ["namespaces", namespace, "status" | "finalize", ..] => {
+                (if core { Kind::Other } else { Kind::Namesake }, *namespace, rest)
+            }
+            ["namespaces"] if segments == ["api", "v1", "namespaces"] => (Kind::Namespaces, "", rest),
+            // Here `inside` has a resource. An empty namespace is none: `namespaces//pods` are the pods of all.
+            ["namespaces", namespace, inside @ ..] => (Kind::Other, *namespace, inside),
+            _ => (Kind::Other, "", rest),
+        };
+        let resource = parts.first().copied().unwrap_or_default();
+        (Self { kind, group, namespace, resource }, parts)
+    }
+
+    fn none<'s>() -> (Self, &'s [&'p str]) {
+        (Self::default(), &[])
+    }
+}
+
+/// The segments of the longest path that means something:
+/// `apis/{group}/{version}/watch/namespaces/{namespace}/{resource}/{name}/{subresource}`.
+const INTERPRETED: usize = 9;
+
+/// The segments of `path`, in `buffer`; those that find no room there mean nothing.
+fn split<'b, 'p>(path: &'p str, buffer: &'b mut [&'p str]) -> &'b [&'p str] {
+    let mut count = 0;
+    for (slot, segment) in buffer.iter_mut().zip(path.split('/')) {
+        *slot = segment;
+        count += 1;
+    }
+    &buffer[..count]
+}
+
+#[cfg(test)]
+mod tests;

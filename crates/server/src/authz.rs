@@ -1,0 +1,217 @@
+//! What they may do: a `SubjectAccessReview` for every request, and the lease of a watch that stays open.
+//!
+//! An unknown answer is no. Answers are cached by user and attributes, allow and deny alike; errors never are; whoever
+//! asks the same at the same time shares one review. Names and selectors are never sent, so that narrower grants do not
+//! match. Source: `k8s.io/apiserver/plugin/pkg/authorizer/webhook/webhook.go`.
+
+mod lease;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use audit_stream_api::{GROUP, Resource, Version};
+use aws_lc_rs::digest;
+use k8s_openapi::api::authorization::v1::{
+    NonResourceAttributes, ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use quick_cache::sync::Cache;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use crate::authn::User;
+use crate::metrics::{AccessMetrics, Outcome};
+pub use lease::{Lease, LeaseEnd};
+
+/// Members of this group may do everything, without being asked about, as upstream.
+const SUPERUSERS: &str = "system:masters";
+
+/// Upstream's size. An entry is a 32-byte key and an answer.
+const CACHED_ANSWERS: usize = 8192;
+
+/// The longest reason of a denial that is kept and told: RBAC's are a sentence.
+const MAX_REASON_BYTES: usize = 1024;
+
+/// How long a review may take, waiting for one that others asked for included.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attributes {
+    /// Something in our API group.
+    Resource {
+        /// Upstream's request verb.
+        verb: &'static str,
+        /// Of the path.
+        version: Version,
+        /// Of the path.
+        resource: Resource,
+        /// Of the path; `None` at cluster scope and for all namespaces.
+        namespace: Option<String>,
+    },
+    /// Any other path.
+    NonResource {
+        /// The method in lower case.
+        verb: String,
+        /// Decoded.
+        path: String,
+    },
+}
+
+/// Why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The reviewer said no, for this reason or none.
+    Denied(String),
+    /// The reviewer did not say.
+    Unknown,
+}
+
+/// Leave to do what was asked for. For a request that is answered at once it is enough to have it; a watch makes it a
+/// [`Lease`].
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// `None`: nobody has to be asked again.
+    reviewed: Option<(Arc<ReviewRequest>, Instant)>,
+}
+
+/// How long answers are remembered.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheTtl {
+    /// Of an allowed request.
+    pub authorized: Duration,
+    /// Of a denied one.
+    pub unauthorized: Duration,
+}
+
+/// Asks kube-apiserver.
+#[derive(Debug)]
+pub struct Authorizer {
+    reviews: Api<SubjectAccessReview>,
+    cache: Cache<CacheKey, Review>,
+    ttl: CacheTtl,
+    metrics: AccessMetrics,
+}
+
+/// SHA-256 of the review's spec: of one size, whatever a user name or path may be, and without their text.
+type CacheKey = [u8; 32];
+
+#[derive(Debug)]
+struct ReviewRequest {
+    spec: SubjectAccessReviewSpec,
+    key: CacheKey,
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+struct Review {
+    /// `None`: allowed. Else why not.
+    denied: Option<Arc<str>>,
+    /// When it was asked for, which is when it was surely true.
+    started: Instant,
+}
+
+// === impl Authorizer ===
+
+impl Authorizer {
+    /// An authorizer that asks through `client`.
+    pub fn new(client: Client, ttl: CacheTtl, metrics: AccessMetrics) -> Self {
+        Self { reviews: Api::all(client), cache: Cache::new(CACHED_ANSWERS), ttl, metrics }
+    }
+
+    /// Whether `user` may do what `attributes` say. Dropping the future abandons the question.
+    ///
+    /// # Errors
+    /// If not, or if it cannot be found out.
+    pub async fn authorize(&self, user: &User, attributes: &Attributes) -> Result<Grant, Refusal> {
+        if user.groups.iter().any(|group| group == SUPERUSERS) {
+            return Ok(Grant { reviewed: None });
+        }
+        let request = Arc::new(ReviewRequest::new(user, attributes));
+        let review = self.review(&request, Duration::MAX).await?;
+        match review.denied {
+            None => Ok(Grant { reviewed: Some((request, review.started)) }),
+            Some(reason) => Err(Refusal::Denied(reason.to_string())),
+        }
+    }
+
+    /// An answer that is younger than `max_age` and than the cache's limit for its kind.
+    async fn review(&self, request: &ReviewRequest, max_age: Duration) -> Result<Review, Refusal> {
+        let answer = async {
+            loop {
+                // One asker at a time for a key holds the guard; the others wait here and share what it finds.
+                match self.cache.get_value_or_guard_async(&request.key).await {
+                    Ok(review) if self.fresh(&review, max_age) => return Ok(review),
+                    Ok(_) => drop(self.cache.remove_if(&request.key, |review| !self.fresh(review, max_age))),
+                    Err(guard) => {
+                        let review = self.ask(&request.spec).await?;
+                        // Fails only if the entry was removed meanwhile; the answer is as good.
+                        let _ = guard.insert(review.clone());
+                        return Ok(review);
+                    }
+                }
+            }
+        };
+        timeout(REVIEW_TIMEOUT, answer).await.unwrap_or(Err(Refusal::Unknown))
+    }
+
+    fn fresh(&self, review: &Review, max_age: Duration) -> bool {
+        let ttl = if review.denied.is_none() { self.ttl.authorized } else { self.ttl.unauthorized };
+        review.started.elapsed() < ttl.min(max_age)
+    }
+
+    async fn ask(&self, spec: &SubjectAccessReviewSpec) -> Result<Review, Refusal> {
+        let started = Instant::now();
+        let review = SubjectAccessReview { spec: spec.clone(), ..SubjectAccessReview::default() };
+        let answer = self.reviews.create(&PostParams::default(), &review).await;
+        let status = answer.as_ref().ok().and_then(|review| review.status.as_ref());
+        let outcome = match (&answer, status) {
+            (Ok(_), Some(status)) if status.allowed && status.denied != Some(true) => "allowed",
+            (Ok(_), Some(_)) => "denied",
+            _ => "error",
+        };
+        self.metrics.reviews.get_or_create(&Outcome { outcome }).inc();
+        if let Err(error) = &answer {
+            warn!(%error, "a SubjectAccessReview failed, the request is refused");
+        }
+        let status = status.ok_or(Refusal::Unknown)?;
+        let reason = status.reason.as_deref().unwrap_or_default();
+        let reason = &reason[..reason.floor_char_boundary(MAX_REASON_BYTES)];
+        Ok(Review { denied: (outcome == "denied").then(|| reason.into()), started })
+    }
+}
+
+impl ReviewRequest {
+    fn new(user: &User, attributes: &Attributes) -> Self {
+        let mut spec = SubjectAccessReviewSpec {
+            user: Some(user.name.clone()),
+            uid: user.uid.clone(),
+            groups: Some(user.groups.clone()),
+            extra: Some(user.extra.clone()),
+            ..SubjectAccessReviewSpec::default()
+        };
+        match attributes {
+            Attributes::Resource { verb, version, resource, namespace } => {
+                spec.resource_attributes = Some(ResourceAttributes {
+                    group: Some(GROUP.to_owned()),
+                    version: Some(version.as_str().to_owned()),
+                    resource: Some(resource.name().to_owned()),
+                    verb: Some((*verb).to_owned()),
+                    namespace: namespace.clone(),
+                    ..ResourceAttributes::default()
+                });
+            }
+            Attributes::NonResource { verb, path } => {
+                let (verb, path) = (Some(verb.clone()), Some(path.clone()));
+                spec.non_resource_attributes = Some(NonResourceAttributes { path, verb });
+            }
+        }
+        let json = serde_json::to_vec(&spec).expect("strings and maps of strings always serialise");
+        let key = digest::digest(&digest::SHA256, &json);
+        Self { spec, key: key.as_ref().try_into().expect("SHA-256 has 32 bytes") }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+//! Splits the body of a webhook POST into its events, in one pass over the bytes.
+//!
+//! The list is walked by hand; each item is read by `serde_json` into a struct that borrows from the body, and the place
+//! where the reader stopped is the item's end. Ignored values cost no stack, so no depth of nesting can end the process.
+//! It knows nothing of namespaces or readers.
+
+use audit_stream_api::audit::{Event, Text};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+/// Go's `encoding/json` refuses deeper values, so no kube-apiserver sends them, and no Go watcher could read them.
+const MAX_DEPTH: usize = 10_000;
+
+/// The versions whose lists are understood; kube-apiserver sends v1 alone since 1.24.
+const API_VERSIONS: [&str; 3] = ["audit.k8s.io/v1", "audit.k8s.io/v1beta1", "audit.k8s.io/v1alpha1"];
+
+/// One item of a list.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "an item is looked at where it was made, and never stored")]
+pub(super) enum Item<'a> {
+    /// An event, and its bytes in the body.
+    Event(Event<'a>, &'a str),
+    /// Well-formed JSON that is not an event, or nests too deep.
+    Malformed,
+}
+
+/// The body is not a list of audit events: not one of its items may be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the body is not an audit.k8s.io EventList, near byte {near_byte}")]
+pub(super) struct NotAList {
+    /// Roughly where it stops being one.
+    near_byte: usize,
+}
+
+/// Calls `each` for every item of the list, in order.
+///
+/// # Errors
+/// If the body is not valid UTF-8, not JSON, or not an `EventList`. `each` may have been called for items before the error.
+pub(super) fn split<'a>(body: &'a [u8], mut each: impl FnMut(Item<'a>)) -> Result<(), NotAList> {
+    // serde_json does not validate strings that it ignores, and they travel on to readers: so all of it, once, here.
+    let text = simdutf8::compat::from_utf8(body).map_err(|error| NotAList { near_byte: error.valid_up_to() })?;
+    let mut walk = Walk { text, at: 0 };
+    let mut is_list = (false, false);
+    walk.object(|walk, key| match key {
+        "kind" => walk.value::<Text<'_>>().map(|kind| is_list.0 = &*kind == "EventList"),
+        "apiVersion" => walk.value::<Text<'_>>().map(|version| is_list.1 = API_VERSIONS.contains(&&*version)),
+        "items" => walk.items(&mut each),
+        _ => walk.value::<IgnoredAny>().map(drop),
+    })?;
+    walk.skip_whitespace();
+    if walk.at == text.len() && is_list == (true, true) { Ok(()) } else { Err(walk.error()) }
+}
+
+/// A place in the text.
+struct Walk<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn object(&mut self, mut member: impl FnMut(&mut Self, &str) -> Result<(), NotAList>) -> Result<(), NotAList> {
+        self.expect(b'{')?;
+        if self.take(b'}') {
+            return Ok(());
+        }
+        loop {
+            let key = self.value::<Text<'a>>()?;
+            self.expect(b':')?;
+            member(self, &key)?;
+            if !self.take(b',') {
+                return self.expect(b'}');
+            }
+        }
+    }
+
+    fn items(&mut self, each: &mut impl FnMut(Item<'a>)) -> Result<(), NotAList> {
+        if !self.take(b'[') {
+            // Go writes a nil slice as null.
+            return self.value::<()>();
+        }
+        if self.take(b']') {
+            return Ok(());
+        }
+        loop {
+            each(self.item()?);
+            if !self.take(b',') {
+                return self.expect(b']');
+            }
+        }
+    }
+
+    fn item(&mut self) -> Result<Item<'a>, NotAList> {
+        self.skip_whitespace();
+        let start = self.at;
+        let Ok(event) = self.value::<Event<'a>>() else {
+            // Well-formed or not? If so, the event alone is lost, and the walk goes on behind it.
+            self.at = start;
+            self.value::<IgnoredAny>()?;
+            return Ok(Item::Malformed);
+        };
+        let bytes = &self.text[start..self.at];
+        Ok(if too_deep(bytes) { Item::Malformed } else { Item::Event(event, bytes) })
+    }
+
+    /// Reads one JSON value; on error the place is unspecified.
+    fn value<T: Deserialize<'a>>(&mut self) -> Result<T, NotAList> {
+        let mut values = serde_json::Deserializer::from_str(&self.text[self.at..]).into_iter::<T>();
+        let value = values.next();
+        self.at += values.byte_offset();
+        value.and_then(Result::ok).ok_or_else(|| self.error())
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<(), NotAList> {
+        if self.take(byte) { Ok(()) } else { Err(self.error()) }
+    }
+
+    fn take(&mut self, byte: u8) -> bool {
+        self.skip_whitespace();
+        let found = self.text.as_bytes().get(self.at) == Some(&byte);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn skip_whitespace(&mut self) {
+        let rest = &self.text.as_bytes()[self.at..];
+        self.at += rest.iter().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')).count();
+    }
+
+    fn error(&self) -> NotAList {
+        NotAList { near_byte: self.at }
+    }
+}
+
+/// Whether a well-formed value nests deeper than [`MAX_DEPTH`]. A level costs two bytes, so that short items need no look.
+fn too_deep(json: &str) -> bool {
+    if json.len() <= 2 * MAX_DEPTH {
+        return false;
+    }
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    json.bytes().any(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > MAX_DEPTH
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(id: &str, extra: &str) -> String {
+        format!(
+            r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/","verb":"get","user":{{}}{extra}}}"#
+        )
+    }
+
+    fn list(items: &[String]) -> String {
+        format!(
+            r#"{{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{{}},"items":[{}]}}"#,
+            items.join(",")
+        )
+    }
+
+    /// Audit IDs of the events, `-` for what was malformed.
+    fn ids(body: impl AsRef<[u8]>) -> Result<Vec<String>, NotAList> {
+        let mut ids = Vec::new();
+        split(body.as_ref(), |item| {
+            ids.push(match item {
+                Item::Event(event, _) => event.audit_id.to_string(),
+                Item::Malformed => "-".to_owned(),
+            });
+        })?;
+        Ok(ids)
+    }
+
+    #[test]
+    fn items_keep_their_bytes_and_order() {
+        let items = [event("a", r#","x":[1, {"y":"}\"]"}]"#), event("b", "")];
+        let body = list(&items);
+        let mut seen = Vec::new();
+        split(body.as_bytes(), |item| match item {
+            Item::Event(_, bytes) => seen.push(bytes.to_owned()),
+            Item::Malformed => panic!("none is malformed"),
+        })
+        .unwrap();
+        assert_eq!(seen, items);
+    }
+
+    #[test]
+    fn white_space_other_keys_order_and_null_are_tolerated() {
+        let body = format!(
+            " {{ \"items\" : [ {} , {} ] , \"apiVersion\":\"audit.k8s.io/v1beta1\",\n\"kind\":\"EventList\" }} \n",
+            event("a", ""),
+            event("b", "")
+        );
+        assert_eq!(ids(body).unwrap(), ["a", "b"]);
+        assert_eq!(ids(r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":null}"#).unwrap(), [""; 0]);
+        assert_eq!(ids(list(&[])).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_wrong_costs_itself_alone() {
+        let deep = |levels: usize| format!(r#","requestObject":{}{}"#, "[".repeat(levels), "]".repeat(levels));
+        let wrong = ["7", "null", "{}", "[]", r#"{"level":5}"#];
+        let mut items = vec![event("first", "")];
+        items.extend(wrong.map(str::to_owned));
+        // The event itself is a level.
+        items.extend([
+            event("flat", &deep(MAX_DEPTH - 1)),
+            event("deep", &deep(MAX_DEPTH)),
+            event("abyss", &deep(3_000_000)),
+        ]);
+        items.push(event("last", ""));
+        assert_eq!(ids(list(&items)).unwrap(), ["first", "-", "-", "-", "-", "-", "flat", "-", "-", "last"]);
+    }
+
+    #[test]
+    fn brackets_inside_strings_are_no_depth() {
+        let text = format!(r#","userAgent":"{}\"{}""#, "[".repeat(30_000), "{".repeat(30_000));
+        assert_eq!(ids(list(&[event("a", &text)])).unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn a_body_that_is_not_a_list_is_refused_whole() {
+        let good = list(&[event("a", "")]);
+        let not_lists = [
+            String::new(),
+            "null".to_owned(),
+            "{}".to_owned(),
+            good.replace("EventList", "PodList"),
+            good.replace("audit.k8s.io/v1", "v1"),
+            format!("{good}x"),
+            good.replace("]}", "]"),
+            good.replace("]}", ",]}"),
+            good.replace("\"get\"", "tru"),
+            good.replace("\"get\"", "\"\\q\""),
+            good.replace("\"get\"", "\"a\nb\""),
+            good.replace("\"get\"", "\"get\",\"x\":01"),
+            good[..good.len() - 30].to_owned(),
+        ];
+        for body in not_lists {
+            assert!(ids(&body).is_err(), "{body}");
+        }
+        let ignored_string = list(&[event("a", r#","x":"?""#)]);
+        let mut not_utf8 = ignored_string.clone().into_bytes();
+        not_utf8[ignored_string.find('?').unwrap()] = 0xff;
+        assert!(ids(not_utf8).is_err());
+    }
+}

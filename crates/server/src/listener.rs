@@ -1,0 +1,233 @@
+//! Sockets: accept, TLS, HTTP/1.1 and HTTP/2, and the end of each connection.
+//!
+//! Used for both listeners. It knows who is at the other end only as the certificates that were shown, and nothing of what
+//! is asked. Every wait that a peer could stretch has a deadline, but for a response that is being written.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::metrics::{ListenerMetrics, ListenerReason};
+use crate::wire::Body;
+
+/// kube-apiserver gives a handshake 10 s and so do we; the headers of a request the same.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An HTTP/2 peer that is gone is noticed after 45 s, as upstream's own clients notice us.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Identity headers may be many (a user in hundreds of groups), but not endless; Go's default is 1 MiB.
+const MAX_HEADER_BYTES: u32 = 256 * 1024;
+
+/// What hyper may hold for a stream beyond what the connection has taken: small, because a piece is shared and stays whole.
+const MAX_SEND_BUFFER_BYTES: usize = 32 * 1024;
+
+/// How long to wait when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The other end of a connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// The certificates that it showed, the leaf first; empty if none. Whether they are good is not decided here.
+    pub certificates: Vec<CertificateDer<'static>>,
+}
+
+/// What a listener is told apart by.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The word in metrics and logs.
+    pub name: &'static str,
+    /// Connections at a time. Above it, new ones wait to be accepted.
+    pub max_connections: usize,
+    /// Requests at a time on one HTTP/2 connection. All of kube-apiserver's users share one connection, so this must
+    /// not be what limits them.
+    pub max_streams: u32,
+}
+
+/// A bound socket with its TLS configuration.
+pub struct Listener {
+    /// Not yet anybody's runtime's: the listeners are served on different ones.
+    tcp: std::net::TcpListener,
+    tls: TlsAcceptor,
+    limits: Limits,
+    metrics: ListenerMetrics,
+}
+
+impl Listener {
+    /// Binds.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
+    pub fn bind(
+        address: SocketAddr,
+        tls: ServerConfig,
+        limits: Limits,
+        metrics: ListenerMetrics,
+    ) -> std::io::Result<Self> {
+        let tcp = std::net::TcpListener::bind(address)?;
+        tcp.set_nonblocking(true)?;
+        Ok(Self { tcp, tls: TlsAcceptor::from(Arc::new(tls)), limits, metrics })
+    }
+
+    /// The address bound, with the port that the system chose if none was given.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+
+    /// Accepts until `stop`, then lets every connection finish the requests it has, and returns when the last is gone.
+    /// How long that may take is the caller's to bound.
+    pub async fn serve<H, F>(self, handler: H, stop: CancellationToken)
+    where
+        H: Fn(Arc<Peer>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let Self { tcp, tls, limits, metrics } = self;
+        let tcp = TcpListener::from_std(tcp).expect("the socket was made non-blocking");
+        let slots = Arc::new(Semaphore::new(limits.max_connections));
+        let connections = TaskTracker::new();
+        while let Some((stream, address, slot)) = accept(&tcp, &slots, &stop).await {
+            let (tls, handler, stop, metrics) = (tls.clone(), handler.clone(), stop.clone(), metrics.clone());
+            connections.spawn(async move {
+                match handshake(stream, tls).await {
+                    Ok(stream) => serve_connection(stream, address, limits, handler, stop).await,
+                    Err(reason) => {
+                        debug!(listener = limits.name, %address, reason, "connection refused");
+                        let labels = ListenerReason { listener: limits.name, reason };
+                        metrics.refused_connections.get_or_create(&labels).inc();
+                    }
+                }
+                drop(slot);
+            });
+        }
+        drop(tcp);
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);
+
+/// The next connection, or `None` at the end.
+async fn accept(tcp: &TcpListener, slots: &Arc<Semaphore>, stop: &CancellationToken) -> Option<Accepted> {
+    let next = async {
+        let slot = Arc::clone(slots).acquire_owned().await.expect("this semaphore is never closed");
+        loop {
+            match tcp.accept().await {
+                Ok((stream, address)) => return (stream, address, slot),
+                Err(error) => {
+                    // Out of descriptors, or a peer that left at once: neither is a reason to stop serving.
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    stop.run_until_cancelled(next).await
+}
+
+/// TLS, or the reason why not.
+async fn handshake(mut stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<TcpStream>, &'static str> {
+    // Frames are written whole; waiting to fill a segment would only delay them.
+    let _ = stream.set_nodelay(true);
+    let within_deadline = async {
+        if speaks_plain_http(&stream).await {
+            // What Go's servers answer, so that people recognise it.
+            let answer = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+            let _ = stream.write_all(answer).await;
+            let _ = stream.shutdown().await;
+            return Err("plain_http");
+        }
+        tls.accept(stream).await.map_err(|error| handshake_error(&error))
+    };
+    timeout(HANDSHAKE_TIMEOUT, within_deadline).await.unwrap_or(Err("handshake_timeout"))
+}
+
+/// A TLS record of a handshake begins with byte 22, an HTTP method with a letter.
+async fn speaks_plain_http(stream: &TcpStream) -> bool {
+    let mut first = [0_u8];
+    matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase()
+}
+
+fn handshake_error(error: &std::io::Error) -> &'static str {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => "client_certificate",
+        _ => "handshake",
+    }
+}
+
+async fn serve_connection<H, F>(
+    stream: TlsStream<TcpStream>,
+    address: SocketAddr,
+    limits: Limits,
+    handler: H,
+    stop: CancellationToken,
+) where
+    H: Fn(Arc<Peer>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
+    let peer = Arc::new(Peer { address, certificates });
+    let service = service_fn(move |request| {
+        let answer = handler(Arc::clone(&peer), request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let protocols = protocols(limits);
+    let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), service));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            // GOAWAY, or `Connection: close`: what is being answered is finished first.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        debug!(listener = limits.name, %address, %error, "connection ended");
+    }
+}
+
+fn protocols(limits: Limits) -> auto::Builder<TokioExecutor> {
+    let mut protocols = auto::Builder::new(TokioExecutor::new());
+    protocols
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES as usize);
+    protocols
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_send_buf_size(MAX_SEND_BUFFER_BYTES);
+    protocols
+}

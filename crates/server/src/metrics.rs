@@ -1,0 +1,200 @@
+//! Every number that the server exports: names, units, labels.
+//!
+//! One struct per room, which the room alone writes to. Labels are words of this program, never text that a peer chose.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Of both listeners.
+    pub listener: ListenerMetrics,
+    /// Of ingest.
+    pub ingest: IngestMetrics,
+    /// Of the bus.
+    pub bus: BusMetrics,
+    /// Of the watches.
+    pub watch: WatchMetrics,
+    /// Of authentication and authorization.
+    pub access: AccessMetrics,
+}
+
+/// Connections that never became requests.
+#[derive(Debug, Clone, Default)]
+pub struct ListenerMetrics {
+    /// By listener (`api`, `webhook`) and reason.
+    pub refused_connections: Family<ListenerReason, Counter>,
+}
+
+/// What arrived from kube-apiserver.
+#[derive(Debug, Clone, Default)]
+pub struct IngestMetrics {
+    /// Batches published.
+    pub batches: Counter,
+    /// Events published.
+    pub events: Counter,
+    /// Requests refused, by reason.
+    pub rejected_requests: Family<Reason, Counter>,
+    /// Bodies that were accepted and held no list of events.
+    pub malformed_batches: Counter,
+    /// Events that were dropped alone, by reason.
+    pub dropped_events: Family<Reason, Counter>,
+    /// Events whose path and objectRef do not agree on a namespace, by reason.
+    pub disputed_events: Family<Reason, Counter>,
+}
+
+/// What is retained, as of the scrape.
+#[derive(Debug, Clone, Default)]
+pub struct BusMetrics {
+    /// Bytes of retained batches.
+    pub retained_bytes: Gauge,
+    /// Age of the oldest retained batch.
+    pub retained_seconds: Gauge,
+}
+
+/// What readers get.
+#[derive(Debug, Clone, Default)]
+pub struct WatchMetrics {
+    /// Watches open now.
+    pub open: Gauge,
+    /// Watches that ended, by reason.
+    pub ended: Family<Reason, Counter>,
+    /// Bytes of frames handed to readers' connections.
+    pub sent_bytes: Counter,
+    /// Gaps announced to readers, by reason.
+    pub gaps: Family<Reason, Counter>,
+}
+
+/// Who was let in.
+#[derive(Debug, Clone, Default)]
+pub struct AccessMetrics {
+    /// `SubjectAccessReview`s sent, by outcome: `allowed`, `denied`, `error`.
+    pub reviews: Family<Outcome, Counter>,
+    /// Requests answered with a refusal, by HTTP status code.
+    pub refused_requests: Family<Code, Counter>,
+}
+
+/// A label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// A word of this program.
+    pub reason: &'static str,
+}
+
+/// A label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// A word of this program.
+    pub outcome: &'static str,
+}
+
+/// A label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Code {
+    /// An HTTP status code.
+    pub code: u16,
+}
+
+/// Labels of a refused connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListenerReason {
+    /// Which listener.
+    pub listener: &'static str,
+    /// A word of this program.
+    pub reason: &'static str,
+}
+
+/// Counts one in a family labelled by reason.
+pub fn count(family: &Family<Reason, Counter>, reason: &'static str) {
+    family.get_or_create(&Reason { reason }).inc();
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("audit_stream");
+        let (listener, ingest, bus) = (ListenerMetrics::default(), IngestMetrics::default(), BusMetrics::default());
+        let (watch, access) = (WatchMetrics::default(), AccessMetrics::default());
+        register_input(&mut registry, &listener, &ingest);
+        register_bus(&mut registry, &bus);
+        register_output(&mut registry, &watch, &access);
+        Self { registry, listener, ingest, bus, watch, access }
+    }
+
+    /// The text of a scrape.
+    ///
+    /// # Errors
+    /// If the text cannot be written, which writing to memory does not do.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &IngestMetrics) {
+    registry.register(
+        "refused_connections",
+        "Connections that ended before a request, by listener and reason",
+        listener.refused_connections.clone(),
+    );
+    let registry = registry.sub_registry_with_prefix("ingest");
+    registry.register("batches", "Batches published", ingest.batches.clone());
+    registry.register("events", "Events published", ingest.events.clone());
+    registry.register("rejected_requests", "Webhook requests refused, by reason", ingest.rejected_requests.clone());
+    registry.register(
+        "malformed_batches",
+        "Bodies that were accepted and held no list of events",
+        ingest.malformed_batches.clone(),
+    );
+    registry.register("dropped_events", "Events dropped alone, by reason", ingest.dropped_events.clone());
+    registry.register(
+        "disputed_events",
+        "Events whose path and objectRef do not agree on a namespace, by reason",
+        ingest.disputed_events.clone(),
+    );
+}
+
+fn register_bus(registry: &mut Registry, bus: &BusMetrics) {
+    let registry = registry.sub_registry_with_prefix("bus");
+    registry.register_with_unit("retained", "Bytes of retained batches", Unit::Bytes, bus.retained_bytes.clone());
+    registry.register_with_unit(
+        "retained",
+        "Age of the oldest retained batch",
+        Unit::Seconds,
+        bus.retained_seconds.clone(),
+    );
+}
+
+fn register_output(registry: &mut Registry, watch: &WatchMetrics, access: &AccessMetrics) {
+    registry.register("reviews", "SubjectAccessReviews sent, by outcome", access.reviews.clone());
+    registry.register(
+        "refused_requests",
+        "Requests answered with a refusal, by HTTP status code",
+        access.refused_requests.clone(),
+    );
+    let registry = registry.sub_registry_with_prefix("watch");
+    registry.register("open", "Watches open now", watch.open.clone());
+    registry.register("ended", "Watches that ended, by reason", watch.ended.clone());
+    registry.register_with_unit(
+        "sent",
+        "Bytes of frames handed to readers' connections",
+        Unit::Bytes,
+        watch.sent_bytes.clone(),
+    );
+    registry.register("gaps", "Gaps announced to readers, by reason", watch.gaps.clone());
+}

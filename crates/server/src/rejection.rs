@@ -1,0 +1,341 @@
+//! Every way to say no: the one place that builds an error response.
+//!
+//! Each is a `meta/v1` `Status` in upstream's words, so that kubectl and client libraries print what they print for any
+//! other API. Source: `k8s.io/apimachinery/pkg/api/errors/errors.go`, `k8s.io/apiserver/pkg/endpoints/handlers/responsewriters`.
+
+use std::fmt;
+
+use audit_stream_api::query::QueryError;
+use audit_stream_api::status::{Cause, Details, Status};
+use audit_stream_api::{GROUP, Resource};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, Response};
+
+use crate::authz::Attributes;
+use crate::wire::{self, Body};
+
+/// Why a request of the API is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// A credential was presented and is not good.
+    Unauthorized,
+    /// The user may not do this.
+    Forbidden {
+        /// Who asked.
+        user: String,
+        /// For what.
+        attributes: Attributes,
+        /// What the authorizer said.
+        reason: String,
+    },
+    /// Whether the user may do this could not be found out, and unknown means no.
+    ReviewFailed,
+    /// Nothing lives at this path.
+    NotFound,
+    /// The path takes other methods.
+    MethodNotAllowed,
+    /// The resource does not have this verb.
+    VerbNotSupported {
+        /// The verb asked for.
+        verb: &'static str,
+        /// Of which resource.
+        resource: Resource,
+    },
+    /// None of the media types that the client accepts is served here.
+    NotAcceptable(&'static [&'static str]),
+    /// The request's parameters make no sense.
+    Query(QueryError),
+    /// A selector on a field that the reader's view hides.
+    WithheldField(&'static str),
+    /// A watch over a websocket.
+    Upgrade,
+    /// As many watches as the server allows are open.
+    TooManyWatches,
+    /// The server ends.
+    ShuttingDown,
+}
+
+/// Why a webhook POST is refused. kube-apiserver tries again after any of these, five times, and then drops the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IngestRejection {
+    /// Nothing but `/webhook` and `/webhook/{source}` is served.
+    Path,
+    /// Only POST is.
+    Method,
+    /// The sender's certificate has none of the allowed names.
+    Sender,
+    /// The body is compressed or otherwise encoded.
+    ContentEncoding,
+    /// The body is over the limit of this many bytes.
+    BodyTooLarge(u64),
+    /// The bodies in flight fill their budget.
+    Busy,
+    /// The body ended before its declared length.
+    Incomplete,
+    /// The body did not arrive in time.
+    TooSlow,
+}
+
+/// How long a client is told to stay away: long enough to matter, short enough not to hurt.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+impl Rejection {
+    /// As an answer.
+    pub fn into_response(self) -> Response<Body> {
+        let allow = matches!(self, Self::MethodNotAllowed | Self::VerbNotSupported { .. });
+        let mut response = respond(&self.status());
+        if allow {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+        }
+        response
+    }
+
+    /// As the object of an ERROR frame or the body of an answer.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Unauthorized => Status::failure(401, "Unauthorized", "Unauthorized"),
+            Self::Forbidden { user, attributes, reason } => forbidden(user, attributes, reason),
+            Self::ReviewFailed => Status::failure(
+                500,
+                "InternalError",
+                "Internal error occurred: the request could not be authorized, because kube-apiserver did not answer a \
+                 SubjectAccessReview",
+            ),
+            Self::NotFound => Status::failure(404, "NotFound", "the server could not find the requested resource")
+                .with_details(Details::default()),
+            Self::MethodNotAllowed => Status::failure(
+                405,
+                "MethodNotAllowed",
+                "the server does not allow this method on the requested resource",
+            )
+            .with_details(Details::default()),
+            Self::VerbNotSupported { verb, resource } => {
+                let message = format!("{verb} is not supported on resources of kind \"{}.{GROUP}\"", resource.name());
+                Status::failure(405, "MethodNotAllowed", message).with_details(resource_details(*resource))
+            }
+            Self::NotAcceptable(accepted) => {
+                let message = format!("only the following media types are accepted: {}", accepted.join(", "));
+                Status::failure(406, "NotAcceptable", message)
+            }
+            Self::Query(error) => query(error),
+            Self::WithheldField(field) => {
+                bad_request(format!("field label not supported: {field} is withheld from readers of namespacedevents"))
+            }
+            Self::Upgrade => bad_request("watching over a websocket is not supported; use a plain GET".to_owned()),
+            Self::TooManyWatches => {
+                retry_later(429, "TooManyRequests", "too many open watches, please try again later (--max-watches)")
+            }
+            Self::ShuttingDown => retry_later(503, "ServiceUnavailable", "audit-stream is shutting down"),
+        }
+    }
+}
+
+impl IngestRejection {
+    /// As an answer.
+    pub fn into_response(self) -> Response<Body> {
+        respond(&self.status())
+    }
+
+    /// The word of the metric.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Path => "path",
+            Self::Method => "method",
+            Self::Sender => "sender",
+            Self::ContentEncoding => "content_encoding",
+            Self::BodyTooLarge(_) => "body_too_large",
+            Self::Busy => "busy",
+            Self::Incomplete => "incomplete",
+            Self::TooSlow => "too_slow",
+        }
+    }
+
+    fn status(self) -> Status {
+        match self {
+            Self::Path => Status::failure(404, "NotFound", "audit events are posted to /webhook or /webhook/{source}"),
+            Self::Method => Status::failure(405, "MethodNotAllowed", "audit events are sent by POST"),
+            Self::Sender => Status::failure(
+                403,
+                "Forbidden",
+                "the client certificate has none of the names in --webhook-allowed-names",
+            ),
+            Self::ContentEncoding => Status::failure(
+                415,
+                "UnsupportedMediaType",
+                "the body must not be compressed: remove the Content-Encoding header",
+            ),
+            Self::BodyTooLarge(limit) => {
+                let message = format!("the body is larger than {limit} bytes (--webhook-max-body-bytes)");
+                Status::failure(413, "RequestEntityTooLarge", message)
+            }
+            Self::Busy => retry_later(
+                503,
+                "ServiceUnavailable",
+                "the batches in flight fill their budget (--webhook-max-inflight-bytes)",
+            ),
+            Self::Incomplete => bad_request("the body ended before its declared length".to_owned()),
+            Self::TooSlow => retry_later(408, "Timeout", "the body did not arrive in time"),
+        }
+    }
+}
+
+impl From<QueryError> for Rejection {
+    fn from(error: QueryError) -> Self {
+        Self::Query(error)
+    }
+}
+
+fn respond(status: &Status) -> Response<Body> {
+    let mut response = Response::new(wire::whole(status.to_json() + "\n"));
+    *response.status_mut() = http::StatusCode::from_u16(status.code).expect("every code in this file is one of HTTP's");
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, wire::JSON);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(seconds) = status.details.as_ref().and_then(|details| details.retry_after_seconds) {
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+fn bad_request(message: String) -> Status {
+    Status::failure(400, "BadRequest", message)
+}
+
+fn retry_later(code: u16, reason: &'static str, message: &str) -> Status {
+    let details = Details { retry_after_seconds: Some(RETRY_AFTER_SECONDS), ..Details::default() };
+    Status::failure(code, reason, message).with_details(details)
+}
+
+fn resource_details(resource: Resource) -> Details {
+    Details { group: Some(GROUP.to_owned()), kind: Some(resource.name().to_owned()), ..Details::default() }
+}
+
+fn forbidden(user: &str, attributes: &Attributes, reason: &str) -> Status {
+    let user = Sanitized(user);
+    let because = if reason.is_empty() { String::new() } else { format!(": {}", Sanitized(reason)) };
+    match attributes {
+        Attributes::Resource { verb, resource, namespace, .. } => {
+            let name = resource.name();
+            let place = match namespace {
+                Some(namespace) => format!("in the namespace \"{}\"", Sanitized(namespace)),
+                None => "at the cluster scope".to_owned(),
+            };
+            let message = format!(
+                "{name}.{GROUP} is forbidden: User \"{user}\" cannot {verb} resource \"{name}\" in API group \"{GROUP}\" \
+                 {place}{because}"
+            );
+            Status::failure(403, "Forbidden", message).with_details(resource_details(*resource))
+        }
+        Attributes::NonResource { verb, path } => {
+            let message = format!("forbidden: User \"{user}\" cannot {verb} path \"{}\"{because}", Sanitized(path));
+            Status::failure(403, "Forbidden", message).with_details(Details::default())
+        }
+    }
+}
+
+fn query(error: &QueryError) -> Status {
+    match error {
+        QueryError::Selector(error) => bad_request(error.to_string()),
+        QueryError::Malformed { parameter, message } => bad_request(format!("{parameter}: {message}")),
+        QueryError::Forbidden { parameter, message } => {
+            invalid_option(parameter, "FieldValueForbidden", format!("Forbidden: {message}"))
+        }
+        QueryError::ResourceVersion { value } => {
+            let value = Sanitized(value);
+            let message = format!("Invalid value: \"{value}\": strconv.ParseUint: parsing \"{value}\": invalid syntax");
+            invalid_option("resourceVersion", "FieldValueInvalid", message)
+        }
+    }
+}
+
+/// 422 in the words of upstream's validation of list options.
+fn invalid_option(field: &'static str, reason: &'static str, message: String) -> Status {
+    let details = Details {
+        group: Some("meta.k8s.io".to_owned()),
+        kind: Some("ListOptions".to_owned()),
+        causes: vec![Cause { reason: reason.into(), message: message.clone(), field: field.into() }],
+        ..Details::default()
+    };
+    let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {message}");
+    Status::failure(422, "Invalid", message).with_details(details)
+}
+
+/// Text that a peer chose, for a message that a browser might show: upstream escapes the same three.
+struct Sanitized<'a>(&'a str);
+
+impl fmt::Display for Sanitized<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for char in self.0.chars() {
+            match char {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                other => write!(f, "{other}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use audit_stream_api::Version;
+
+    use super::*;
+
+    fn watch(namespace: Option<&str>) -> Attributes {
+        Attributes::Resource {
+            verb: "watch",
+            version: Version::V1,
+            resource: Resource::NamespacedEvents,
+            namespace: namespace.map(str::to_owned),
+        }
+    }
+
+    fn json(rejection: &Rejection) -> String {
+        rejection.status().to_json()
+    }
+
+    #[test]
+    fn bodies_are_upstreams() {
+        let forbidden = |attributes, reason: &str| Rejection::Forbidden {
+            user: "jane".to_owned(),
+            attributes,
+            reason: reason.to_owned(),
+        };
+        assert_eq!(
+            json(&forbidden(watch(Some("team-a")), "")),
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"namespacedevents.audit.k8s.io is forbidden: User \"jane\" cannot watch resource \"namespacedevents\" in API group \"audit.k8s.io\" in the namespace \"team-a\"","reason":"Forbidden","details":{"group":"audit.k8s.io","kind":"namespacedevents"},"code":403}"#
+        );
+        assert!(json(&forbidden(watch(None), "no <reason>")).contains("at the cluster scope: no &lt;reason&gt;\""));
+        let path = Attributes::NonResource { verb: "get".to_owned(), path: "/metrics".to_owned() };
+        assert!(
+            json(&forbidden(path, "")).contains(
+                r#""forbidden: User \"jane\" cannot get path \"/metrics\"","reason":"Forbidden","details":{}"#
+            )
+        );
+        assert_eq!(
+            json(&Rejection::VerbNotSupported { verb: "list", resource: Resource::Events }),
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"list is not supported on resources of kind \"events.audit.k8s.io\"","reason":"MethodNotAllowed","details":{"group":"audit.k8s.io","kind":"events"},"code":405}"#
+        );
+        assert_eq!(
+            json(&Rejection::Unauthorized),
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}"#
+        );
+        let error = QueryError::Forbidden { parameter: "sendInitialEvents", message: "x" };
+        assert_eq!(
+            json(&Rejection::Query(error)),
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: x","reason":"Invalid","details":{"group":"meta.k8s.io","kind":"ListOptions","causes":[{"reason":"FieldValueForbidden","message":"Forbidden: x","field":"sendInitialEvents"}]},"code":422}"#
+        );
+    }
+
+    #[test]
+    fn headers_tell_when_to_retry_and_what_is_allowed() {
+        let busy = IngestRejection::Busy.into_response();
+        assert_eq!((busy.status().as_u16(), &busy.headers()[RETRY_AFTER]), (503, &HeaderValue::from_static("1")));
+        let list = Rejection::VerbNotSupported { verb: "list", resource: Resource::Events }.into_response();
+        assert_eq!((list.status().as_u16(), &list.headers()[ALLOW]), (405, &HeaderValue::from_static("GET")));
+        assert!(!Rejection::NotFound.into_response().headers().contains_key(ALLOW));
+    }
+}

@@ -1,0 +1,268 @@
+//! Puts the rooms together, and takes them apart in order.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use audit_stream_bus::Bus;
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use kube::api::PostParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use tokio::runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::authn::{self, Authenticator};
+use crate::authz::{Authorizer, CacheTtl};
+use crate::certs::{self, PairFiles, TlsMinVersion};
+use crate::discovery::Documents;
+use crate::health::Health;
+use crate::ingest::{self, Ingest};
+use crate::listener::{Limits, Listener, Peer};
+use crate::metrics::Metrics;
+use crate::router::Router;
+use crate::watch::Watches;
+
+/// Beyond the watches, an HTTP/2 connection carries discovery, OpenAPI and health; upstream's own limit is 1000 in all.
+const SPARE_STREAMS: u32 = 1000;
+
+/// HTTP/1.1 takes a connection for each watch.
+const SPARE_CONNECTIONS: usize = 1000;
+
+/// A kube-apiserver keeps one HTTP/2 connection; 32 sources with some that have not noticed yet that theirs is gone.
+const MAX_WEBHOOK_CONNECTIONS: usize = 128;
+
+/// kube-apiserver sends batches at the same time, ten a second by default.
+const MAX_WEBHOOK_STREAMS: u32 = 100;
+
+/// Who this server is to kube-apiserver is asked once, and is not worth waiting for.
+const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to serve: every rule between flags is settled.
+#[derive(Debug)]
+pub struct Config {
+    /// Of the API.
+    pub address: SocketAddr,
+    /// Of the API.
+    pub pair: PairFiles,
+    /// Of both listeners.
+    pub tls_min_version: TlsMinVersion,
+    /// `None`: in-cluster.
+    pub authentication_kubeconfig: Option<PathBuf>,
+    /// `None`: in-cluster.
+    pub authorization_kubeconfig: Option<PathBuf>,
+    /// How long permissions are remembered.
+    pub authorization_cache: CacheTtl,
+    /// Of the webhook.
+    pub webhook_address: SocketAddr,
+    /// Of the webhook.
+    pub webhook_pair: PairFiles,
+    /// Who signs the webhook's clients.
+    pub webhook_client_ca_file: PathBuf,
+    /// What the webhook takes.
+    pub ingest: ingest::Config,
+    /// What the bus retains.
+    pub retain: audit_stream_bus::Config,
+    /// Watches at a time.
+    pub max_watches: u32,
+    /// From the signal until watches are ended.
+    pub shutdown_delay: Duration,
+    /// From then until the process exits whatever is still open.
+    pub shutdown_grace: Duration,
+}
+
+/// A server whose sockets are bound and whose files are read. Nothing is answered before [`Server::run`].
+pub struct Server {
+    api: Listener,
+    webhook: Listener,
+    router: Arc<Router>,
+    ingest: Arc<Ingest>,
+    health: Arc<Health>,
+    authenticator: Arc<Authenticator>,
+    authentication_client: Client,
+    watches_end: CancellationToken,
+    shutdown_delay: Duration,
+    shutdown_grace: Duration,
+}
+
+impl Server {
+    /// Reads certificates and kubeconfigs and binds both sockets.
+    ///
+    /// # Errors
+    /// If a file cannot be used, naming it and its flag, or an address cannot be bound.
+    pub async fn bind(config: Config) -> Result<Self> {
+        let metrics = Arc::new(Metrics::new());
+        let (api, webhook) = bind_listeners(&config, &metrics)?;
+        let authentication_client =
+            client(config.authentication_kubeconfig.as_deref()).await.context("--authentication-kubeconfig")?;
+        let authorization_client =
+            client(config.authorization_kubeconfig.as_deref()).await.context("--authorization-kubeconfig")?;
+        let own_username = own_username(&authorization_client).await;
+
+        let bus = Arc::new(Bus::new(config.retain, unix_micros()));
+        let ingest = Ingest::new(config.ingest, Arc::clone(&bus), own_username, metrics.ingest.clone());
+        let authenticator = Arc::new(Authenticator::default());
+        let health = Arc::new(Health::new(Arc::clone(&authenticator)));
+        let watches_end = CancellationToken::new();
+        let max_watches = usize::try_from(config.max_watches).unwrap_or(usize::MAX);
+        let watches = Watches::new(Arc::clone(&bus), max_watches, watches_end.clone(), metrics.watch.clone());
+        let authorizer = Authorizer::new(authorization_client, config.authorization_cache, metrics.access.clone());
+        let router = Router {
+            authenticator: Arc::clone(&authenticator),
+            authorizer: Arc::new(authorizer),
+            documents: Documents::new(),
+            health: Arc::clone(&health),
+            watches,
+            bus,
+            metrics,
+        };
+        Ok(Self {
+            api,
+            webhook,
+            router: Arc::new(router),
+            ingest: Arc::new(ingest),
+            health,
+            authenticator,
+            authentication_client,
+            watches_end,
+            shutdown_delay: config.shutdown_delay,
+            shutdown_grace: config.shutdown_grace,
+        })
+    }
+
+    /// Where the API and the webhook listen, with the ports that the system chose where none was given.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn addresses(&self) -> Result<(SocketAddr, SocketAddr)> {
+        Ok((self.api.local_addr()?, self.webhook.local_addr()?))
+    }
+
+    /// Serves until `stop` is cancelled and everything has ended, or the grace period is over.
+    ///
+    /// # Errors
+    /// If a part of the server ends before it was told to.
+    pub async fn run(self, stop: CancellationToken) -> Result<()> {
+        let (address, webhook_address) = self.addresses()?;
+        let (health, watches_end) = (Arc::clone(&self.health), self.watches_end.clone());
+        let (delay, grace) = (self.shutdown_delay, self.shutdown_grace);
+        let end = CancellationToken::new();
+        let mut parts = self.start(&end)?;
+        info!(%address, %webhook_address, "serving");
+
+        tokio::select! {
+            () = stop.cancelled() => {}
+            // None of them ends by itself, so one that did has failed, and a process without it would only look alive.
+            Some(part) = parts.join_next() => {
+                part.context("a part of the server failed")?;
+                bail!("a part of the server ended by itself");
+            }
+        }
+        info!(delay_seconds = delay.as_secs_f64(), "shutting down");
+        health.shut_down();
+        tokio::time::sleep(delay).await;
+        watches_end.cancel();
+        end.cancel();
+        let ended = async { while parts.join_next().await.is_some() {} };
+        if timeout(grace, ended).await.is_err() {
+            warn!("the grace period is over, connections that are still open are cut");
+        }
+        Ok(())
+    }
+
+    fn start(self, end: &CancellationToken) -> Result<JoinSet<()>> {
+        let Self { api, webhook, router, ingest, authenticator, authentication_client, .. } = self;
+        let mut parts = JoinSet::new();
+        let trust = authn::config_map::watch(authentication_client, authenticator);
+        let ends = end.clone();
+        parts.spawn(async move { ends.run_until_cancelled(trust).await.unwrap_or_default() });
+        let api_handler = move |peer: Arc<Peer>, request| {
+            let router = Arc::clone(&router);
+            async move { router.handle(&peer, request).await }
+        };
+        parts.spawn(api.serve(api_handler, end.clone()));
+        let webhook_handler = move |peer: Arc<Peer>, request| {
+            let ingest = Arc::clone(&ingest);
+            async move { ingest.handle(&peer, request).await }
+        };
+        let webhook = on_own_thread("ingest", webhook.serve(webhook_handler, end.clone()))?;
+        parts.spawn(webhook);
+        Ok(parts)
+    }
+}
+
+/// Runs a future on a thread and a runtime of its own, so that nothing a reader causes can delay it.
+fn on_own_thread(
+    name: &'static str,
+    future: impl Future<Output = ()> + Send + 'static,
+) -> Result<impl Future<Output = ()> + Send> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let (ended, wait) = oneshot::channel();
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
+        runtime.block_on(future);
+        let _ = ended.send(());
+    })?;
+    Ok(async move {
+        // A panic on the thread drops the sender, and the part has ended either way.
+        let _ = wait.await;
+    })
+}
+
+fn bind_listeners(config: &Config, metrics: &Metrics) -> Result<(Listener, Listener)> {
+    let tls =
+        certs::api_config(&config.pair, config.tls_min_version).context("--tls-cert-file, --tls-private-key-file")?;
+    let webhook_tls =
+        certs::webhook_config(&config.webhook_pair, config.tls_min_version, &config.webhook_client_ca_file)
+            .context("--webhook-client-ca-file, --webhook-tls-cert-file, --webhook-tls-private-key-file")?;
+    let limits = Limits {
+        name: "api",
+        max_connections: config.max_watches as usize + SPARE_CONNECTIONS,
+        max_streams: config.max_watches.saturating_add(SPARE_STREAMS),
+    };
+    let webhook_limits =
+        Limits { name: "webhook", max_connections: MAX_WEBHOOK_CONNECTIONS, max_streams: MAX_WEBHOOK_STREAMS };
+    let api = Listener::bind(config.address, tls, limits, metrics.listener.clone());
+    let api = api.with_context(|| format!("--bind-address, --secure-port: cannot bind {}", config.address))?;
+    let address = config.webhook_address;
+    let webhook = Listener::bind(address, webhook_tls, webhook_limits, metrics.listener.clone());
+    let webhook = webhook.with_context(|| format!("--webhook-bind-address, --webhook-port: cannot bind {address}"))?;
+    Ok((api, webhook))
+}
+
+async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
+    let config = match kubeconfig {
+        Some(file) => {
+            let kubeconfig = Kubeconfig::read_from(file).with_context(|| format!("cannot read {}", file.display()))?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
+        }
+        None => kube::Config::incluster().context("neither a kubeconfig nor in-cluster configuration")?,
+    };
+    Ok(Client::try_from(config)?)
+}
+
+/// The user name that kube-apiserver knows this server by.
+async fn own_username(client: &Client) -> Option<String> {
+    let reviews: Api<SelfSubjectReview> = Api::all(client.clone());
+    let (params, question) = (PostParams::default(), SelfSubjectReview::default());
+    let asked = timeout(SELF_REVIEW_TIMEOUT, reviews.create(&params, &question)).await;
+    let review = asked.ok().and_then(Result::ok);
+    let username = review.and_then(|review| review.status?.user_info?.username);
+    if username.is_none() {
+        warn!("cannot find out this server's own user name: its own reviews will be seen in the stream of events");
+    }
+    username
+}
+
+/// Microseconds since 1970, by the wall clock.
+pub(crate) fn unix_micros() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,359 @@
+//! Which fields of an event a reader of `namespacedevents` may see.
+//!
+//! An allow-list: what is not named here is hidden, fields that upstream adds later too. What a body, a message or a
+//! credential could carry is withheld from every reader; what was withheld from an event is named on it.
+//! It does not decide who may read (`authz`) or which events (`attribution`).
+
+use audit_stream_api::audit::{Event, ObjectReference, ResponseStatus, Text, User};
+use audit_stream_api::object::write_json;
+use audit_stream_api::selector::Field;
+use percent_encoding::{percent_decode, percent_decode_str};
+
+/// Stands for text that the reader may not see.
+const MASK: &str = "***";
+
+/// Query parameters whose values say how a request was made and not what it carries. All other values are masked:
+/// `exec` has its command line there, and a proxied request whatever its server understands.
+const SHOWN_PARAMETERS: [&str; 29] = [
+    "allowWatchBookmarks",
+    "container",
+    "dryRun",
+    "fieldManager",
+    "fieldSelector",
+    "fieldValidation",
+    "follow",
+    "force",
+    "gracePeriodSeconds",
+    "labelSelector",
+    "limit",
+    "limitBytes",
+    "orphanDependents",
+    "pretty",
+    "previous",
+    "propagationPolicy",
+    "resourceVersion",
+    "resourceVersionMatch",
+    "sendInitialEvents",
+    "sinceSeconds",
+    "stderr",
+    "stdin",
+    "stdout",
+    "tailLines",
+    "timeout",
+    "timeoutSeconds",
+    "timestamps",
+    "tty",
+    "watch",
+];
+
+/// Annotations that name a decision and not a content.
+const SHOWN_ANNOTATIONS: [&str; 4] =
+    ["audit.k8s.io/truncated", "authorization.k8s.io/decision", "k8s.io/deprecated", "k8s.io/removed-release"];
+
+/// Fields that a selector of `namespacedevents` may not name, because their values are hidden.
+pub const HIDDEN_FIELDS: [Field; 1] = [Field::SourceIps];
+
+/// Appends the fields that a reader of `namespacedevents` sees, as JSON members without braces, to `out`, and the names
+/// of those withheld, separated by commas, to `withheld`.
+///
+/// `request_uri` is the event's, masked by [`mask_uri`].
+pub fn write_withheld(event: &Event<'_>, request_uri: &str, out: &mut Vec<u8>, withheld: &mut String) {
+    let mut object = Members::new(out);
+    object.text("level", &event.level);
+    object.text("auditID", &event.audit_id);
+    object.text("stage", &event.stage);
+    object.text("requestURI", request_uri);
+    object.text("verb", &event.verb);
+    object.nested("user", |members| write_user(members, &event.user));
+    if let Some(user) = &event.impersonated_user {
+        object.nested("impersonatedUser", |members| write_user(members, user));
+    }
+    object.optional_text("userAgent", event.user_agent.as_ref());
+    if let Some(reference) = &event.object_ref {
+        object.nested("objectRef", |members| write_reference(members, reference));
+    }
+    if let Some(status) = &event.response_status {
+        object.nested("responseStatus", |members| write_status(members, status));
+    }
+    object.optional_text("requestReceivedTimestamp", event.request_received_timestamp.as_ref());
+    object.optional_text("stageTimestamp", event.stage_timestamp.as_ref());
+    let shown = event.annotations.iter().filter(|(key, _)| SHOWN_ANNOTATIONS.contains(&&**key));
+    if shown.clone().next().is_some() {
+        object.nested("annotations", |members| shown.for_each(|(key, value)| members.text(key, value)));
+    }
+    name_withheld(event, request_uri, withheld);
+}
+
+fn write_user(members: &mut Members<'_>, user: &User<'_>) {
+    members.text("username", &user.username);
+    if let Some(groups) = user.groups.as_ref().filter(|groups| !groups.is_empty()) {
+        members.texts("groups", groups);
+    }
+}
+
+fn write_reference(members: &mut Members<'_>, reference: &ObjectReference<'_>) {
+    members.optional_text("resource", reference.resource.as_ref());
+    members.optional_text("namespace", reference.namespace.as_ref());
+    members.optional_text("name", reference.name.as_ref());
+    members.optional_text("uid", reference.uid.as_ref());
+    members.optional_text("apiGroup", reference.api_group.as_ref());
+    members.optional_text("apiVersion", reference.api_version.as_ref());
+    members.optional_text("resourceVersion", reference.resource_version.as_ref());
+    members.optional_text("subresource", reference.subresource.as_ref());
+}
+
+fn write_status(members: &mut Members<'_>, status: &ResponseStatus<'_>) {
+    members.nested("metadata", |_| {});
+    members.optional_text("status", status.status.as_ref());
+    members.optional_text("reason", status.reason.as_ref());
+    if let Some(code) = status.code {
+        members.number("code", code);
+    }
+}
+
+fn name_withheld(event: &Event<'_>, request_uri: &str, withheld: &mut String) {
+    let user = |user: Option<&User<'_>>| {
+        (user.is_some_and(|user| user.uid.is_some()), user.is_some_and(|user| user.extra.is_some()))
+    };
+    let (user_uid, user_extra) = user(Some(&event.user));
+    let (impersonated_uid, impersonated_extra) = user(event.impersonated_user.as_ref());
+    let status = event.response_status.as_ref();
+    let hides_annotations = event.annotations.iter().any(|(key, _)| !SHOWN_ANNOTATIONS.contains(&&**key));
+    let known = [
+        ("requestURI", request_uri != &*event.request_uri),
+        ("user.uid", user_uid),
+        ("user.extra", user_extra),
+        ("impersonatedUser.uid", impersonated_uid),
+        ("impersonatedUser.extra", impersonated_extra),
+        ("sourceIPs", !event.source_ips.is_empty()),
+        ("responseStatus.message", status.is_some_and(|status| status.message.is_some())),
+        ("responseStatus.details", status.is_some_and(|status| status.details.is_some())),
+        ("requestObject", event.request_object.is_some()),
+        ("responseObject", event.response_object.is_some()),
+        ("annotations", hides_annotations),
+    ];
+    let known = known.iter().filter(|(_, present)| *present).map(|(name, _)| *name);
+    for name in known.chain(event.unknown_fields.iter().map(|name| &**name)) {
+        if !withheld.is_empty() {
+            withheld.push(',');
+        }
+        withheld.push_str(name);
+    }
+}
+
+/// A request URI without what a client may have carried in it; `None` where nothing had to be masked.
+///
+/// Masked are the values of query parameters that are not known to be harmless, and all that follows a `proxy` segment.
+pub fn mask_uri(uri: &str) -> Option<String> {
+    let (path, query) = uri.split_once('?').map_or((uri, None), |(path, query)| (path, Some(query)));
+    let kept_path = path_before_proxied(path);
+    let proxied = kept_path.len() < path.len();
+    let harmless = |pair: &str| pair.split_once('=').is_none_or(|(key, _)| shown_parameter(key));
+    if !proxied && query.is_none_or(|query| query.split('&').all(harmless)) {
+        return None;
+    }
+    let mut masked = kept_path.to_owned();
+    if proxied {
+        masked.push_str(MASK);
+    }
+    if let Some(query) = query {
+        masked.push('?');
+        let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+            Some((key, _)) if !shown_parameter(key) => format!("{key}={MASK}"),
+            _ => pair.to_owned(),
+        });
+        masked.push_str(&pairs.collect::<Vec<_>>().join("&"));
+    }
+    Some(masked)
+}
+
+/// The path up to and including the slash behind its first `proxy` segment; whole where there is none.
+fn path_before_proxied(path: &str) -> &str {
+    let bytes = path.as_bytes();
+    let (mut start, mut at) = (0, 0);
+    while at < bytes.len() {
+        // kube-apiserver splits what it has decoded, so an encoded slash separates as well as a plain one.
+        let separator = match &bytes[at..] {
+            [b'/', ..] => 1,
+            [b'%', b'2', b'F' | b'f', ..] => 3,
+            _ => {
+                at += 1;
+                continue;
+            }
+        };
+        let segment = &bytes[start..at];
+        at += separator;
+        start = at;
+        if percent_decode(segment).eq(b"proxy".iter().copied()) {
+            break;
+        }
+    }
+    &path[..at]
+}
+
+fn shown_parameter(key: &str) -> bool {
+    SHOWN_PARAMETERS.iter().any(|shown| percent_decode_str(key).eq(shown.bytes()))
+}
+
+/// Whether the event's bodies are live credentials: a token request's or a token review's. No reader gets those, readers
+/// of `events` neither.
+pub fn bodies_are_credentials(event: &Event<'_>) -> bool {
+    let Some(reference) = &event.object_ref else { return false };
+    let is = |field: &Option<Text<'_>>, value: &str| field.as_ref().is_some_and(|field| &**field == value);
+    is(&reference.subresource, "token") || is(&reference.resource, "tokenreviews")
+}
+
+/// Writes the members of one JSON object.
+struct Members<'a> {
+    out: &'a mut Vec<u8>,
+    any: bool,
+}
+
+impl<'a> Members<'a> {
+    fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out, any: false }
+    }
+
+    fn key(&mut self, key: &str) {
+        if std::mem::replace(&mut self.any, true) {
+            self.out.push(b',');
+        }
+        write_json(self.out, key);
+        self.out.push(b':');
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.key(key);
+        write_json(self.out, value);
+    }
+
+    fn optional_text(&mut self, key: &str, value: Option<&Text<'_>>) {
+        if let Some(value) = value {
+            self.text(key, value);
+        }
+    }
+
+    fn texts(&mut self, key: &str, values: &[Text<'_>]) {
+        self.key(key);
+        for (index, value) in values.iter().enumerate() {
+            self.out.push(if index == 0 { b'[' } else { b',' });
+            write_json(self.out, value);
+        }
+        self.out.push(b']');
+    }
+
+    fn number(&mut self, key: &str, value: i32) {
+        self.key(key);
+        self.out.extend_from_slice(value.to_string().as_bytes());
+    }
+
+    fn nested(&mut self, key: &str, write: impl FnOnce(&mut Members<'_>)) {
+        self.key(key);
+        self.out.push(b'{');
+        write(&mut Members::new(self.out));
+        self.out.push(b'}');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn withhold(event: &str) -> (serde_json::Value, String) {
+        let event: Event<'_> = serde_json::from_str(event).unwrap();
+        let masked = mask_uri(&event.request_uri);
+        let uri = masked.as_deref().unwrap_or(&event.request_uri);
+        let (mut out, mut withheld) = (Vec::new(), String::new());
+        write_withheld(&event, uri, &mut out, &mut withheld);
+        let object = format!("{{{}}}", String::from_utf8(out).unwrap());
+        (serde_json::from_str(&object).unwrap(), withheld)
+    }
+
+    #[test]
+    fn everything_hidden_is_gone_and_named() {
+        let (seen, withheld) = withhold(
+            r#"{"level":"RequestResponse","auditID":"a","stage":"ResponseComplete","requestURI":"/x?command=SECRET","verb":"create",
+            "user":{"username":"alice","uid":"SECRET","groups":["dev","ops"],"extra":{"k":["SECRET"]}},
+            "impersonatedUser":{"username":"bob","uid":"SECRET","extra":{"SECRET":[]}},
+            "sourceIPs":["SECRET"],"userAgent":"kubectl",
+            "objectRef":{"resource":"pods","namespace":"shop","name":"p","uid":"u","apiGroup":"g","apiVersion":"v1",
+              "resourceVersion":"7","subresource":"exec"},
+            "responseStatus":{"metadata":{},"status":"Failure","message":"SECRET","reason":"Forbidden","details":{"name":"SECRET"},"code":403},
+            "requestObject":{"a":"SECRET"},"responseObject":{"a":"SECRET"},
+            "requestReceivedTimestamp":"2026-11-20T15:00:00.000000Z","stageTimestamp":"2026-11-20T15:00:01.000000Z",
+            "annotations":{"authorization.k8s.io/decision":"forbid","authorization.k8s.io/reason":"SECRET",
+              "patch.webhook.admission.k8s.io/round_0_index_0":"SECRET"},
+            "authenticationMetadata":{"x":"SECRET"},"added-upstream-next-year":"SECRET"}"#,
+        );
+        assert!(!seen.to_string().contains("SECRET"), "{seen}");
+        assert_eq!(
+            seen,
+            serde_json::json!({
+                "level": "RequestResponse", "auditID": "a", "stage": "ResponseComplete", "requestURI": "/x?command=***", "verb": "create",
+                "user": {"username": "alice", "groups": ["dev", "ops"]},
+                "impersonatedUser": {"username": "bob"},
+                "userAgent": "kubectl",
+                "objectRef": {"resource": "pods", "namespace": "shop", "name": "p", "uid": "u", "apiGroup": "g", "apiVersion": "v1",
+                    "resourceVersion": "7", "subresource": "exec"},
+                "responseStatus": {"metadata": {}, "status": "Failure", "reason": "Forbidden", "code": 403},
+                "requestReceivedTimestamp": "2026-11-20T15:00:00.000000Z", "stageTimestamp": "2026-11-20T15:00:01.000000Z",
+                "annotations": {"authorization.k8s.io/decision": "forbid"},
+            })
+        );
+        assert_eq!(
+            withheld,
+            "requestURI,user.uid,user.extra,impersonatedUser.uid,impersonatedUser.extra,sourceIPs,responseStatus.message,\
+             responseStatus.details,requestObject,responseObject,annotations,authenticationMetadata,added-upstream-next-year"
+        );
+    }
+
+    #[test]
+    fn an_event_with_nothing_to_hide_is_whole() {
+        let event = r#"{"level":"Metadata","auditID":"a\nb","stage":"RequestReceived","requestURI":"/api","verb":"get","user":{"username":"\u0001"}}"#;
+        let (seen, withheld) = withhold(event);
+        assert_eq!(seen, serde_json::from_str::<serde_json::Value>(event).unwrap());
+        assert_eq!(withheld, "");
+    }
+
+    #[test]
+    fn uris_are_masked() {
+        let masked = [
+            (
+                "/a/pods/p/exec?command=ls&command=-la&container=c&stdin=true",
+                "/a/pods/p/exec?command=***&command=***&container=c&stdin=true",
+            ),
+            ("/a?c%6Fntainer=c&w%61tch=1&t%6Fken=x", "/a?c%6Fntainer=c&w%61tch=1&t%6Fken=***"),
+            ("/a?Watch=1", "/a?Watch=***"),
+            ("/a?watch=1&=x&x==y", "/a?watch=1&=***&x=***"),
+            ("/a/services/s/proxy/admin/key?watch=1", "/a/services/s/proxy/***?watch=1"),
+            ("/a/services/s/pr%6Fxy/admin", "/a/services/s/pr%6Fxy/***"),
+            ("/a/services/s%2Fproxy%2fadmin", "/a/services/s%2Fproxy%2f***"),
+            ("/ä/proxy/ö", "/ä/proxy/***"),
+            ("/api/v1/proxy/namespaces/x/pods/p/secret", "/api/v1/proxy/***"),
+        ];
+        for (uri, expected) in masked {
+            assert_eq!(mask_uri(uri).as_deref(), Some(expected), "{uri}");
+        }
+        for plain in [
+            "/a/pods?watch=1&fieldSelector=a%3Db",
+            "/a/pods/proxy",
+            "/a/proxyx/y",
+            "/",
+            "",
+            "?",
+            "/a?",
+            "/a?&",
+            "/%",
+            "/proxy",
+            "/a/proxy/",
+        ] {
+            assert_eq!(mask_uri(plain), None, "{plain}");
+        }
+    }
+
+    #[test]
+    fn the_parameter_list_is_sorted_so_that_a_reader_finds_his_way() {
+        assert!(SHOWN_PARAMETERS.is_sorted());
+        assert!(SHOWN_ANNOTATIONS.is_sorted());
+    }
+}

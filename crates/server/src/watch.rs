@@ -1,0 +1,333 @@
+//! From the bus to one reader: what a watch yields, and when it ends.
+//!
+//! A watch is pulled by its connection: nothing runs for a reader that takes nothing. It decides neither who may read
+//! (`authz`) nor which bytes an event is (`class`), and it knows no HTTP.
+
+pub mod class;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use audit_stream_api::frame::{self, Bookmark};
+use audit_stream_api::object::{Gap, GapReason};
+use audit_stream_api::query::WatchOptions;
+use audit_stream_api::selector::Field;
+use audit_stream_api::status::Status;
+use audit_stream_api::{Resource, Sequence};
+use audit_stream_bus::{Bus, Cursor, Delivery, Lagged, Start};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::authn::User;
+use crate::authz::{Attributes, Lease, LeaseEnd};
+use crate::ingest::batch::Batch;
+use crate::metrics::{WatchMetrics, count};
+use crate::rejection::Rejection;
+use crate::view;
+pub use class::ClassKey;
+use class::{Class, Classes};
+
+/// The most that is handed to a connection at once: large enough that framing costs nothing, small enough that a slow
+/// reader's connection holds little of it.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// Upstream's watch cache sends a bookmark about once a minute.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Upstream ends a watch whose client gave no timeout after a random time between these two, and so spreads reconnects.
+const DEFAULT_TIMEOUT: (Duration, Duration) = (Duration::from_secs(30 * 60), Duration::from_secs(60 * 60));
+
+/// Opens watches and bounds how many there are.
+#[derive(Debug)]
+pub struct Watches {
+    bus: Arc<Bus<Batch>>,
+    classes: Classes,
+    slots: Arc<Semaphore>,
+    closing: CancellationToken,
+    metrics: WatchMetrics,
+}
+
+/// Who reads, for the log and for the words of a refusal.
+#[derive(Debug)]
+pub struct Reader {
+    /// The user.
+    pub user: User,
+    /// What they were granted.
+    pub attributes: Attributes,
+    /// Joins the log with the cluster's audit log.
+    pub audit_id: String,
+}
+
+/// One open watch. Dropping it ends it.
+pub struct Watch {
+    reader: Reader,
+    class: Arc<Class>,
+    cursor: Cursor<Batch>,
+    lease: Lease,
+    /// Whether BOOKMARK frames may be sent.
+    bookmarks: bool,
+    /// Whether the reader wants everything after a place or an error, rather than a gap.
+    strict: bool,
+    closing: CancellationToken,
+    deadline: Instant,
+    next_bookmark: Instant,
+    /// Not yet announced.
+    gap: Option<Gap>,
+    /// Written for the reader and not yet taken.
+    unread: Bytes,
+    /// Why the watch ends when `unread` has been taken; `None` while it goes on.
+    ending: Option<&'static str>,
+    metrics: WatchMetrics,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// What a watch was waiting for.
+enum Wake {
+    Batch(Delivery<Batch>),
+    Lagged(Lagged),
+    Bookmark,
+    LeaseEnd(LeaseEnd),
+    Timeout,
+    Closing,
+}
+
+// === impl Watches ===
+
+impl Watches {
+    /// At most `max_watches` at a time; all end when `closing` is cancelled.
+    pub fn new(bus: Arc<Bus<Batch>>, max_watches: usize, closing: CancellationToken, metrics: WatchMetrics) -> Self {
+        let slots = Arc::new(Semaphore::new(max_watches));
+        Self { bus, classes: Classes::default(), slots, closing, metrics }
+    }
+
+    /// Opens a watch. A place that is no longer retained, or never was, is told in its first frame, as upstream does.
+    ///
+    /// # Errors
+    /// If the selector asks for what the reader may not see, or there are too many watches.
+    pub fn open(
+        &self,
+        key: ClassKey,
+        options: &WatchOptions,
+        lease: Lease,
+        reader: Reader,
+    ) -> Result<Watch, Rejection> {
+        check_selector(&key)?;
+        if self.closing.is_cancelled() {
+            return Err(Rejection::ShuttingDown);
+        }
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Rejection::TooManyWatches)?;
+        let start = options.resource_version.map_or(Start::Now, Start::After);
+        let (cursor, expired) = match self.bus.subscribe(start) {
+            Ok(cursor) => (cursor, None),
+            Err(not_retained) => {
+                let now = self.bus.subscribe(Start::Now).expect("now is always retained");
+                (now, Some(not_retained.oldest))
+            }
+        };
+        let now = Instant::now();
+        let mut watch = Watch {
+            class: self.classes.join(key),
+            lease,
+            bookmarks: options.allow_bookmarks,
+            strict: options.resource_version.is_some(),
+            closing: self.closing.clone(),
+            deadline: now + timeout(options.timeout),
+            next_bookmark: now + BOOKMARK_INTERVAL,
+            gap: None,
+            unread: Bytes::new(),
+            ending: None,
+            metrics: self.metrics.clone(),
+            reader,
+            cursor,
+            _slot: slot,
+        };
+        watch.opened();
+        match (expired, options.resource_version) {
+            (Some(oldest), Some(asked)) => watch.end_with("expired", &expired_status(asked, oldest)),
+            _ if options.send_initial_events && options.allow_bookmarks => {
+                watch.write_bookmark(Bookmark { initial_events_end: true, gap: None });
+            }
+            _ => {}
+        }
+        Ok(watch)
+    }
+}
+
+/// A selector sees what the reader's view shows: on a withheld field it would be a way to guess it.
+fn check_selector(key: &ClassKey) -> Result<(), Rejection> {
+    let hidden = |field: &Field| key.resource == Resource::NamespacedEvents && view::HIDDEN_FIELDS.contains(field);
+    let mut fields = key.selector.requirements().iter().map(|requirement| requirement.field);
+    fields.find(hidden).map_or(Ok(()), |field| Err(Rejection::WithheldField(field.name())))
+}
+
+fn timeout(asked: Option<Duration>) -> Duration {
+    let (shortest, longest) = DEFAULT_TIMEOUT;
+    asked.map_or_else(
+        || {
+            // A random UUID is the randomness that is at hand; spreading needs no better.
+            let spread = (longest - shortest).as_millis();
+            let random = uuid::Uuid::new_v4().as_u128() % spread;
+            shortest + Duration::from_millis(u64::try_from(random).unwrap_or(0))
+        },
+        |asked| asked.min(longest),
+    )
+}
+
+fn expired_status(asked: Sequence, oldest: Sequence) -> Status {
+    Status::failure(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// The next piece for the connection; `None` at the clean end of the stream. Nothing is yielded without permission.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if self.ending.is_some() {
+                // What ends a watch is a Status and nobody's event: it needs no permission.
+                return self.take_piece();
+            }
+            if let Err(end) = self.lease.confirm().await {
+                self.end_of_lease(end);
+                continue;
+            }
+            if let Some(piece) = self.take_piece() {
+                return Some(piece);
+            }
+            match self.wake().await {
+                Wake::Batch(delivery) => self.write_batch(&delivery),
+                Wake::Lagged(lagged) => self.lagged(lagged),
+                Wake::Bookmark => self.write_bookmark(Bookmark::default()),
+                Wake::LeaseEnd(end) => self.end_of_lease(end),
+                Wake::Timeout => self.ending = Some("timeout"),
+                Wake::Closing => self.ending = Some("shutdown"),
+            }
+        }
+    }
+
+    async fn wake(&mut self) -> Wake {
+        tokio::select! {
+            // The ends first, so that a stream of events cannot keep a watch from ending.
+            biased;
+            () = self.closing.cancelled() => Wake::Closing,
+            () = sleep_until(self.deadline) => Wake::Timeout,
+            end = self.lease.end() => Wake::LeaseEnd(end),
+            () = sleep_until(self.next_bookmark), if self.bookmarks => Wake::Bookmark,
+            next = self.cursor.next() => match next {
+                Ok(delivery) => Wake::Batch(delivery),
+                Err(lagged) => Wake::Lagged(lagged),
+            },
+        }
+    }
+
+    fn take_piece(&mut self) -> Option<Bytes> {
+        if self.unread.is_empty() {
+            return None;
+        }
+        let piece = self.unread.split_to(self.unread.len().min(PIECE_BYTES));
+        self.metrics.sent_bytes.inc_by(piece.len() as u64);
+        Some(piece)
+    }
+
+    fn write_batch(&mut self, delivery: &Delivery<Batch>) {
+        let Delivery { entry, skip } = delivery;
+        if let Some(reason) = entry.payload().lost() {
+            // How many of the lost events would have been this reader's cannot be known.
+            self.note_gap(reason, entry.first());
+        }
+        let announced = self.gap.as_ref().map(announcement);
+        if *skip == 0 && announced.is_none() {
+            self.unread = self.class.frames(entry);
+        } else {
+            self.unread = self.class.frames_for_one(entry, *skip, announced.as_deref());
+            if !self.unread.is_empty() {
+                self.gap_announced();
+            } else if self.bookmarks && announced.is_some() {
+                self.write_bookmark(Bookmark::default());
+            }
+        }
+    }
+
+    fn lagged(&mut self, lagged: Lagged) {
+        if self.strict {
+            self.end_with("lagged", &expired_status(lagged.from, lagged.to));
+            return;
+        }
+        self.note_gap(GapReason::Lag, lagged.from.plus(1));
+        if self.bookmarks {
+            self.write_bookmark(Bookmark::default());
+        }
+    }
+
+    /// A gap that is announced before the next event reaches from its first cause on.
+    fn note_gap(&mut self, reason: GapReason, from: Sequence) {
+        self.gap.get_or_insert_with(|| Gap { count: None, truncated: 0, reason, since: time_of(from) });
+    }
+
+    fn gap_announced(&mut self) {
+        if let Some(gap) = self.gap.take() {
+            count(&self.metrics.gaps, gap.reason.as_str());
+        }
+    }
+
+    fn write_bookmark(&mut self, bookmark: Bookmark) {
+        self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
+        let gap = self.gap.as_ref().map(announcement);
+        let ClassKey { resource, version, .. } = *self.class.key();
+        let position = self.cursor.position();
+        self.unread = frame::bookmark(resource, version, position, Bookmark { gap, ..bookmark }).into();
+        self.gap_announced();
+    }
+
+    fn end_of_lease(&mut self, end: LeaseEnd) {
+        let Reader { user, attributes, .. } = &self.reader;
+        match end {
+            LeaseEnd::Withdrawn(reason) => {
+                let user = user.name.clone();
+                let rejection = Rejection::Forbidden { user, attributes: attributes.clone(), reason };
+                self.end_with("forbidden", &rejection.status());
+            }
+            LeaseEnd::Unconfirmed => self.end_with("unconfirmed", &Rejection::ReviewFailed.status()),
+        }
+    }
+
+    /// Drops what was not taken yet and leaves `status` as the last frame.
+    fn end_with(&mut self, reason: &'static str, status: &Status) {
+        self.unread = frame::error(status).into();
+        self.ending = Some(reason);
+    }
+
+    fn opened(&self) {
+        self.metrics.open.inc();
+        let ClassKey { resource, namespace, .. } = self.class.key();
+        let Reader { user, audit_id, .. } = &self.reader;
+        info!(auditEvent = true, audit_id, user = user.name, resource = resource.name(), namespace, "watch opened");
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.metrics.open.dec();
+        // Dropped by its connection before it came to an end of its own: the client left.
+        let reason = self.ending.unwrap_or("client");
+        count(&self.metrics.ended, reason);
+        let Reader { user, audit_id, .. } = &self.reader;
+        info!(auditEvent = true, audit_id, user = user.name, reason, "watch closed");
+    }
+}
+
+fn announcement(gap: &Gap) -> String {
+    serde_json::to_string(gap).expect("numbers and strings always serialise")
+}
+
+/// About when a place was issued: places are made from the clock.
+fn time_of(place: Sequence) -> String {
+    let micros = i64::try_from(place.get()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::MAX).to_string()
+}
+
+#[cfg(test)]
+mod tests;
