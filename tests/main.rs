@@ -1,1 +1,9 @@
-//! Being written.
+//! The scenarios: audit-stream as a whole, against the test plane and against the real control plane.
+//!
+//! Modules that begin with `real_` start etcd and kube-apiserver and take seconds each; the others run in this process
+//! against fakes, for speed and for faults that the real thing cannot be made to show.
+
+#![expect(unreachable_pub, reason = "`pub` here says what a module offers the others of this binary")]
+
+mod real_cluster;
+mod real_first_light;

@@ -31,5 +31,7 @@ pub mod rejection;
 pub mod logging;
 mod serve;
 pub mod shutdown;
+#[cfg(test)]
+mod testing;
 
 pub use serve::{Config, Server};

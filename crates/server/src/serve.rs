@@ -238,13 +238,15 @@ fn bind_listeners(config: &Config, metrics: &Metrics) -> Result<(Listener, Liste
 }
 
 async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
-    let config = match kubeconfig {
+    let mut config = match kubeconfig {
         Some(file) => {
             let kubeconfig = Kubeconfig::read_from(file).with_context(|| format!("cannot read {}", file.display()))?;
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
         }
         None => kube::Config::incluster().context("neither a kubeconfig nor in-cluster configuration")?,
     };
+    // An answer is needed in time or not at all; a client that tries again by itself would also escape the budget.
+    config.default_retry = false;
     Ok(Client::try_from(config)?)
 }
 

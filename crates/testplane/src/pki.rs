@@ -2,10 +2,15 @@
 //!
 //! Keys live in memory and in the temporary directory of whoever asked; nothing here is fit for anything but a test.
 
+mod subject;
+
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 
 /// A certificate authority that can sign clients and servers.
@@ -38,7 +43,7 @@ impl Authority {
     /// If the system's random source fails.
     pub fn new(common_name: &str) -> Self {
         let key = KeyPair::generate().expect("the system has randomness");
-        let mut params = params(common_name, &[]);
+        let mut params = params(common_name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
@@ -53,8 +58,14 @@ impl Authority {
     }
 
     /// A client certificate: Kubernetes reads the user from the common name and the groups from the organizations.
+    ///
+    /// # Panics
+    /// If the authority's key cannot sign.
     pub fn client(&self, common_name: &str, organizations: &[&str]) -> Identity {
-        self.sign(params(common_name, organizations), ExtendedKeyUsagePurpose::ClientAuth)
+        let (certificate, key) = self.sign(params(common_name), ExtendedKeyUsagePurpose::ClientAuth);
+        let der = subject::replace(certificate.der(), common_name, organizations, self.issuer.key());
+        let der = der.expect("the key has just signed a certificate");
+        Identity { certificate_pem: pem("CERTIFICATE", &der), key_pem: key.serialize_pem() }
     }
 
     /// A serving certificate for DNS names and IP addresses.
@@ -65,16 +76,17 @@ impl Authority {
         let mut with_names =
             CertificateParams::new(subject_alt_names.iter().map(ToString::to_string).collect::<Vec<_>>())
                 .expect("names are DNS names or IP addresses");
-        with_names.distinguished_name = params(common_name, &[]).distinguished_name;
-        self.sign(with_names, ExtendedKeyUsagePurpose::ServerAuth)
+        with_names.distinguished_name = params(common_name).distinguished_name;
+        let (certificate, key) = self.sign(with_names, ExtendedKeyUsagePurpose::ServerAuth);
+        Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }
     }
 
-    fn sign(&self, mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> Identity {
+    fn sign(&self, mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> (Certificate, KeyPair) {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
         let key = KeyPair::generate().expect("the system has randomness");
         let certificate = params.signed_by(&key, &self.issuer).expect("the authority signs what it is given");
-        Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }
+        (certificate, key)
     }
 }
 
@@ -94,11 +106,23 @@ impl Identity {
     }
 }
 
-fn params(common_name: &str, organizations: &[&str]) -> CertificateParams {
+/// A pair for signing `ServiceAccount` tokens: the private key for who signs, the public one for who checks.
+///
+/// # Panics
+/// If the system's random source fails.
+pub fn signing_key() -> (String, String) {
+    let key = KeyPair::generate().expect("the system has randomness");
+    (key.serialize_pem(), key.public_key_pem())
+}
+
+fn params(common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, common_name);
-    for organization in organizations {
-        params.distinguished_name.push(DnType::OrganizationName, *organization);
-    }
     params
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }

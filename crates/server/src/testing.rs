@@ -1,0 +1,138 @@
+//! What the tests of several rooms need: a reviewer behind `kube::Client`, a front proxy's certificate, batches.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use audit_stream_testplane::pki::{Authority, Identity};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use k8s_openapi::api::authorization::v1::SubjectAccessReviewSpec;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Client;
+use kube::client::Body;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use crate::authn::front_proxy::FrontProxyTrust;
+use crate::authz::{Authorizer, CacheTtl};
+use crate::ingest::batch::{Batch, BatchBuilder};
+use crate::listener::Peer;
+use crate::metrics::AccessMetrics;
+
+/// What a [`Reviewer`] answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Allow,
+    Deny(&'static str),
+    Fail,
+    Hang,
+}
+
+/// Answers `SubjectAccessReview`s without a socket, and remembers them.
+#[derive(Debug)]
+pub(crate) struct Reviewer {
+    verdict: Mutex<Verdict>,
+    asked: AtomicUsize,
+    last: Mutex<Option<SubjectAccessReviewSpec>>,
+}
+
+impl Reviewer {
+    pub(crate) fn new(verdict: Verdict) -> Arc<Self> {
+        Arc::new(Self { verdict: Mutex::new(verdict), asked: AtomicUsize::new(0), last: Mutex::default() })
+    }
+
+    pub(crate) fn now(&self, verdict: Verdict) {
+        *self.verdict.lock().unwrap() = verdict;
+    }
+
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn last(&self) -> SubjectAccessReviewSpec {
+        self.last.lock().unwrap().clone().expect("nothing was asked yet")
+    }
+
+    pub(crate) fn authorizer(self: &Arc<Self>) -> Arc<Authorizer> {
+        let reviewer = Arc::clone(self);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let reviewer = Arc::clone(&reviewer);
+            async move { Ok::<_, Infallible>(reviewer.answer(request).await) }
+        });
+        let ttl = CacheTtl { authorized: Duration::from_secs(10), unauthorized: Duration::from_secs(10) };
+        Arc::new(Authorizer::new(Client::new(service, "default"), ttl, AccessMetrics::default()))
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let mut review: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        *self.last.lock().unwrap() = Some(serde_json::from_value(review["spec"].clone()).unwrap());
+        let verdict = self.verdict.lock().unwrap().clone();
+        let (code, status) = match verdict {
+            Verdict::Allow => (201, serde_json::json!({"allowed": true})),
+            Verdict::Deny(reason) => (201, serde_json::json!({"allowed": false, "reason": reason})),
+            Verdict::Fail => (503, serde_json::Value::Null),
+            Verdict::Hang => std::future::pending().await,
+        };
+        review["status"] = status;
+        Response::builder().status(code).body(Body::from(serde_json::to_vec(&review).unwrap())).unwrap()
+    }
+}
+
+/// A front proxy as kube-apiserver describes it.
+pub(crate) struct FrontProxy {
+    pub(crate) ca: Authority,
+}
+
+impl FrontProxy {
+    pub(crate) fn new() -> Self {
+        Self { ca: Authority::new("front-proxy-ca") }
+    }
+
+    pub(crate) fn peer(&self) -> Peer {
+        peer(&self.ca.client("front-proxy-client", &[]))
+    }
+
+    pub(crate) fn config_map(&self, more: &[(&str, &str)]) -> ConfigMap {
+        let data = [
+            ("requestheader-client-ca-file", self.ca.certificate_pem()),
+            ("requestheader-allowed-names", r#"["front-proxy-client"]"#),
+            ("requestheader-username-headers", r#"["X-Remote-User"]"#),
+            ("requestheader-group-headers", r#"["X-Remote-Group"]"#),
+            ("requestheader-extra-headers-prefix", r#"["X-Remote-Extra-"]"#),
+        ];
+        let data = data.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        ConfigMap { data: Some(data.collect::<BTreeMap<_, _>>()), ..ConfigMap::default() }
+    }
+
+    pub(crate) fn trust(&self, more: &[(&str, &str)]) -> FrontProxyTrust {
+        FrontProxyTrust::from_config_map(&self.config_map(more)).unwrap()
+    }
+}
+
+pub(crate) fn peer(identity: &Identity) -> Peer {
+    let certificates = CertificateDer::pem_slice_iter(identity.certificate_pem.as_bytes());
+    Peer { certificates: certificates.collect::<Result<_, _>>().unwrap(), ..stranger() }
+}
+
+/// A peer that showed no certificate.
+pub(crate) fn stranger() -> Peer {
+    Peer { address: SocketAddr::from(([127, 0, 0, 1], 1)), certificates: Vec::new() }
+}
+
+/// A batch of configmap events: audit ID and attributed namespace of each.
+pub(crate) fn batch(events: &[(&str, Option<&str>)]) -> Batch {
+    let mut builder = BatchBuilder::default();
+    for (id, namespace) in events {
+        let json = format!(
+            r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/x?a=secret","verb":"get","user":{{"username":"alice","uid":"u"}},"sourceIPs":["10.0.0.1"],"stageTimestamp":"2026-11-20T15:00:00.000000Z"}}"#
+        );
+        builder.push(&serde_json::from_str(&json).unwrap(), &json, *namespace);
+    }
+    builder.build()
+}

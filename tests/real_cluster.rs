@@ -1,0 +1,162 @@
+//! A real control plane with audit-stream installed, and the people who use it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use audit_stream_testplane::audit_stream::AuditStream;
+use audit_stream_testplane::control_plane::{ControlPlane, Options};
+use audit_stream_testplane::kubectl::{Kubectl, Stream};
+use audit_stream_testplane::manifests;
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Things arrive in the end: this long is the end.
+pub const ARRIVAL: Duration = Duration::from_secs(30);
+
+/// The ClusterRole that ships beside the manifests, for readers of one namespace.
+const NAMESPACE_WATCHER: &str = "audit-stream-namespace-watcher";
+
+/// A control plane with audit-stream installed from its manifests, and running.
+pub struct Cluster {
+    pub plane: ControlPlane,
+    pub server: Option<AuditStream>,
+}
+
+/// Somebody with a client certificate.
+pub struct Person {
+    pub name: &'static str,
+    pub kubectl: Kubectl,
+}
+
+/// The lines of `kubectl get --raw …?watch=true`.
+pub struct Reading {
+    stream: Stream,
+    pub frames: Vec<Value>,
+}
+
+impl Cluster {
+    /// Starts everything and waits until the API is available.
+    pub async fn start() -> Result<Self> {
+        let plane = ControlPlane::start(Options::default()).await?;
+        manifests::apply(&plane).await?;
+        let server = AuditStream::start(&plane, &["--logging-format=json"]).await?;
+        manifests::wait_until_available(&plane).await?;
+        Ok(Self { plane, server: Some(server) })
+    }
+
+    /// Whoever may do everything.
+    pub fn admin(&self) -> Person {
+        Person { name: "admin", kubectl: self.plane.admin() }
+    }
+
+    /// A user without any right.
+    pub fn person(&self, name: &'static str) -> Result<Person> {
+        Ok(Person { name, kubectl: self.plane.kubectl(&self.plane.user_kubeconfig(name, &[])?) })
+    }
+
+    /// Makes a namespace.
+    pub async fn namespace(&self, name: &str) -> Result<()> {
+        self.plane.admin().run(&["create", "namespace", name]).await?.success()?;
+        Ok(())
+    }
+
+    /// Binds a ClusterRole to a person in a namespace.
+    pub async fn grant(&self, person: &Person, cluster_role: &str, namespace: &str) -> Result<()> {
+        let (binding, user) = (format!("{}-{cluster_role}", person.name), format!("--user={}", person.name));
+        let role = format!("--clusterrole={cluster_role}");
+        let arguments = ["create", "rolebinding", &binding, &role, &user, "-n", namespace];
+        self.plane.admin().run(&arguments).await?.success()?;
+        Ok(())
+    }
+
+    /// Lets a person read a namespace's events.
+    pub async fn let_watch(&self, person: &Person, namespace: &str) -> Result<()> {
+        self.grant(person, NAMESPACE_WATCHER, namespace).await
+    }
+
+    /// What kube-apiserver itself recorded, waiting until `complete` says that all is there.
+    pub async fn ledger(&self, complete: impl Fn(&[Value]) -> bool) -> Result<Vec<Value>> {
+        let deadline = Instant::now() + ARRIVAL;
+        loop {
+            let ledger = self.plane.ledger()?;
+            if complete(&ledger) {
+                return Ok(ledger);
+            }
+            if Instant::now() > deadline {
+                bail!("kube-apiserver's own audit log is not complete after {ARRIVAL:?}");
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+impl Person {
+    /// Opens `kubectl get --raw`, and returns when the first byte of the answer is sure to be under way.
+    pub fn read(&self, path: &str) -> Result<Reading> {
+        Ok(Reading { stream: self.kubectl.stream(&["get", "--raw", path])?, frames: Vec::new() })
+    }
+
+    /// Reads their namespace's events from now on.
+    pub fn watch(&self, namespace: &str) -> Result<Reading> {
+        self.read(&watch_path(namespace))
+    }
+}
+
+/// The path of the README.
+pub fn watch_path(namespace: &str) -> String {
+    format!("/apis/audit.k8s.io/v1/namespaces/{namespace}/namespacedevents?watch=true")
+}
+
+impl Reading {
+    /// Reads frames until one of them satisfies `last`.
+    pub async fn until(&mut self, last: impl Fn(&Value) -> bool) -> Result<&Value> {
+        let reading = async {
+            loop {
+                let line = self.stream.line_within(ARRIVAL).await?;
+                let frame: Value = serde_json::from_str(&line).with_context(|| format!("not a frame: {line}"))?;
+                let found = last(&frame);
+                self.frames.push(frame);
+                if found {
+                    return Ok::<_, anyhow::Error>(());
+                }
+            }
+        };
+        timeout(ARRIVAL, reading).await.with_context(|| format!("it did not come within {ARRIVAL:?}"))??;
+        self.frames.last().context("just pushed")
+    }
+
+    /// Reads until the event that says that this very watch has begun.
+    pub async fn until_own_watch(&mut self, reader: &Person) -> Result<()> {
+        let own = |frame: &Value| {
+            let event = &frame["object"];
+            event["user"]["username"] == reader.name
+                && event["stage"] == "ResponseStarted"
+                && event["objectRef"]["apiGroup"] == "audit.k8s.io"
+        };
+        self.until(own).await.context("the reader's own watch")?;
+        Ok(())
+    }
+
+    /// Reads until the event with this audit ID.
+    pub async fn until_event(&mut self, audit_id: &str) -> Result<&Value> {
+        self.until(|frame| frame["object"]["auditID"] == audit_id).await.with_context(|| format!("event {audit_id}"))
+    }
+
+    /// Reads until an event of this object.
+    pub async fn until_object(&mut self, verb: &str, name: &str) -> Result<&Value> {
+        let wanted = |frame: &Value| frame["object"]["verb"] == verb && frame["object"]["objectRef"]["name"] == name;
+        self.until(wanted).await.with_context(|| format!("{verb} of {name}"))
+    }
+
+    /// The audit IDs and stages seen so far.
+    pub fn seen(&self) -> BTreeSet<(String, String)> {
+        self.frames.iter().map(|frame| id_and_stage(&frame["object"])).collect()
+    }
+}
+
+/// What tells one event of a request from another.
+pub fn id_and_stage(event: &Value) -> (String, String) {
+    let text = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
+    (text("auditID"), text("stage"))
+}
