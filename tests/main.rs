@@ -5,5 +5,7 @@
 
 #![expect(unreachable_pub, reason = "`pub` here says what a module offers the others of this binary")]
 
+mod real_api;
 mod real_cluster;
 mod real_first_light;
+mod real_lifecycle;

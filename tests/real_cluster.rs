@@ -1,11 +1,12 @@
 //! A real control plane with audit-stream installed, and the people who use it.
 
 use std::collections::BTreeSet;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use audit_stream_testplane::audit_stream::AuditStream;
-use audit_stream_testplane::control_plane::{ControlPlane, Options};
+use audit_stream_testplane::control_plane::{AuditPolicy, ControlPlane, Options};
 use audit_stream_testplane::kubectl::{Kubectl, Stream};
 use audit_stream_testplane::manifests;
 use serde_json::Value;
@@ -38,7 +39,12 @@ pub struct Reading {
 impl Cluster {
     /// Starts everything and waits until the API is available.
     pub async fn start() -> Result<Self> {
-        let plane = ControlPlane::start(Options::default()).await?;
+        Self::start_recording(AuditPolicy::Sample).await
+    }
+
+    /// The same with another audit policy than the sample.
+    pub async fn start_recording(audit_policy: AuditPolicy) -> Result<Self> {
+        let plane = ControlPlane::start(Options { audit_policy, ..Options::default() }).await?;
         manifests::apply(&plane).await?;
         let server = AuditStream::start(&plane, &["--logging-format=json"]).await?;
         manifests::wait_until_available(&plane).await?;
@@ -92,6 +98,17 @@ impl Cluster {
 }
 
 impl Person {
+    /// Runs a command until it succeeds: kube-aggregator asks a new API for its OpenAPI document when it gets round to it.
+    pub async fn succeed_in_the_end<A: AsRef<str>>(&self, arguments: &[A]) -> Result<String> {
+        let deadline = Instant::now() + ARRIVAL;
+        loop {
+            match self.kubectl.run(arguments).await?.success() {
+                Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(500)).await,
+                result => return result,
+            }
+        }
+    }
+
     /// Opens `kubectl get --raw`, and returns when the first byte of the answer is sure to be under way.
     pub fn read(&self, path: &str) -> Result<Reading> {
         Ok(Reading { stream: self.kubectl.stream(&["get", "--raw", path])?, frames: Vec::new() })
@@ -138,15 +155,15 @@ impl Reading {
         Ok(())
     }
 
-    /// Reads until the event with this audit ID.
-    pub async fn until_event(&mut self, audit_id: &str) -> Result<&Value> {
-        self.until(|frame| frame["object"]["auditID"] == audit_id).await.with_context(|| format!("event {audit_id}"))
-    }
-
     /// Reads until an event of this object.
     pub async fn until_object(&mut self, verb: &str, name: &str) -> Result<&Value> {
         let wanted = |frame: &Value| frame["object"]["verb"] == verb && frame["object"]["objectRef"]["name"] == name;
         self.until(wanted).await.with_context(|| format!("{verb} of {name}"))
+    }
+
+    /// Waits for kubectl's end.
+    pub async fn finish(self) -> Result<(ExitStatus, String)> {
+        self.stream.finish().await
     }
 
     /// The audit IDs and stages seen so far.

@@ -81,9 +81,7 @@ impl WatchOptions {
             }
             match &*key {
                 "watch" | "pretty" | "limit" | "timeout" => {}
-                "fieldSelector" => {
-                    options.field_selector = FieldSelector::parse(&value).map_err(QueryError::Selector)?
-                }
+                "fieldSelector" => options.field_selector = field_selector(&value)?,
                 "labelSelector" if value.is_empty() => {}
                 "labelSelector" => {
                     return Err(forbidden("labelSelector", "audit events have no labels; use fieldSelector"));
@@ -117,6 +115,10 @@ impl WatchOptions {
             }
         }
     }
+}
+
+fn field_selector(value: &str) -> Result<FieldSelector, QueryError> {
+    FieldSelector::parse(value).map_err(QueryError::Selector)
 }
 
 fn forbidden(parameter: &'static str, message: &'static str) -> QueryError {

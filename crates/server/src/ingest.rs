@@ -192,7 +192,7 @@ impl Ingest {
             return;
         }
         let batch = batch.build();
-        let (events, bytes) = (batch.events().len(), batch.bytes());
+        let (events, bytes) = (batch.len(), batch.bytes());
         self.bus.publish(unix_micros(), events, bytes, batch);
         self.metrics.batches.inc();
         self.metrics.events.inc_by(events as u64);

@@ -290,8 +290,14 @@ fn whole_seconds(micro_time: &str) -> Option<String> {
 // === impl Batch ===
 
 impl Batch {
+    /// How many events.
+    #[expect(clippy::len_without_is_empty, reason = "a batch without events still says that something was lost")]
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
     /// Its events, in the order of the list that they came in.
-    pub fn events(&self) -> impl ExactSizeIterator<Item = StoredEvent<'_>> {
+    pub fn events(&self) -> impl Iterator<Item = StoredEvent<'_>> {
         self.events.iter().map(|stored| StoredEvent { batch: self, stored })
     }
 

@@ -5,9 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-/// The `ServiceAccount` that audit-stream runs as: its reviews are not recorded, or each would cause the next.
-const OWN_USER: &str = "system:serviceaccount:audit-stream:audit-stream";
-
 /// How to start a plane; the default is the one that the documentation describes.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -24,7 +21,8 @@ pub struct Options {
 pub enum AuditPolicy {
     /// `manifests/audit-policy.yaml`, the sample that we ship.
     Sample,
-    /// Everything at level Metadata, and `ConfigMaps` of these namespaces at level `RequestResponse`.
+    /// Everything at level Metadata, audit-stream's own reviews too, and ConfigMaps of these namespaces at level
+    /// `RequestResponse`.
     Everything {
         /// Where the bodies of `ConfigMaps` are recorded.
         config_map_bodies_in: Vec<String>,
@@ -53,14 +51,7 @@ impl AuditPolicy {
 }
 
 fn everything(config_map_bodies_in: &[String]) -> Value {
-    let mut rules = vec![json!({
-        "level": "None",
-        "users": [OWN_USER],
-        "resources": [
-            { "group": "authorization.k8s.io", "resources": ["subjectaccessreviews"] },
-            { "group": "authentication.k8s.io", "resources": ["tokenreviews", "selfsubjectreviews"] },
-        ],
-    })];
+    let mut rules = Vec::new();
     // A rule without namespaces means all of them.
     if !config_map_bodies_in.is_empty() {
         rules.push(json!({
