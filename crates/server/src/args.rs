@@ -332,6 +332,40 @@ mod tests {
         }
     }
 
+    /// The table of docs/flags.md, from the definition above.
+    fn documented() -> String {
+        let mut table = "| flag | environment | default | meaning |\n|---|---|---|---|\n".to_owned();
+        let serve = Cli::command().find_subcommand("serve").expect("it is defined").clone();
+        for flag in serve.get_arguments().filter(|flag| flag.get_id() != "help") {
+            let default = flag.get_default_values().first().map(|value| format!("`{}`", value.display()));
+            let default = default.unwrap_or_else(|| if flag.is_required_set() { "required" } else { "" }.to_owned());
+            let possible: Vec<_> =
+                flag.get_possible_values().iter().map(|value| format!("`{}`", value.get_name())).collect();
+            let possible =
+                if possible.is_empty() { String::new() } else { format!(" One of {}.", possible.join(", ")) };
+            table += &format!(
+                "| `--{}` | `{}` | {default} | {}.{possible} |\n",
+                flag.get_long().expect("every flag has a long name"),
+                flag.get_env().expect("every flag is an environment variable").display(),
+                flag.get_help().expect("every flag says what it is for"),
+            );
+        }
+        table
+    }
+
+    #[test]
+    fn the_documentation_is_the_definition() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/flags.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let (head, old) = page.split_once("| flag |").expect("the page has the table");
+        let tail = old.split_once("\n\n").map_or("", |(_, tail)| tail);
+        let expected = format!("{head}{}\n{tail}", documented());
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, &expected).unwrap();
+        }
+        assert_eq!(page, expected, "run this test with UPDATE_GOLDEN=1 and look at the difference");
+    }
+
     #[test]
     fn units() {
         let bytes = |text: &str| text.parse::<Bytes>().map(|bytes| bytes.0).ok();
