@@ -7,7 +7,7 @@
 pub mod batch;
 mod split;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use audit_stream_api::audit::Event;
@@ -57,14 +57,19 @@ pub struct Ingest {
     bus: Arc<Bus<Batch>>,
     /// One permit for each byte.
     inflight: Arc<Semaphore>,
-    /// The user name under which this server asks for reviews, if it is known.
-    own_username: Option<String>,
+    /// The user name under which this server asks for reviews, once it is known.
+    own_username: Arc<OnceLock<String>>,
     metrics: IngestMetrics,
 }
 
 impl Ingest {
     /// An ingest that publishes to `bus` and leaves out the reviews that `own_username` asks for.
-    pub fn new(config: Config, bus: Arc<Bus<Batch>>, own_username: Option<String>, metrics: IngestMetrics) -> Self {
+    pub fn new(
+        config: Config,
+        bus: Arc<Bus<Batch>>,
+        own_username: Arc<OnceLock<String>>,
+        metrics: IngestMetrics,
+    ) -> Self {
         let permits = usize::try_from(config.max_inflight_bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self { config, bus, inflight: Arc::new(Semaphore::new(permits)), own_username, metrics }
     }
@@ -175,7 +180,7 @@ impl Ingest {
 
     /// Whether the event is this server's own review, which would come back as an event for as long as anybody watches.
     fn is_own_review(&self, event: &Event<'_>) -> bool {
-        let (Some(own), Some(reference)) = (&self.own_username, &event.object_ref) else { return false };
+        let (Some(own), Some(reference)) = (self.own_username.get(), &event.object_ref) else { return false };
         let group = reference.api_group.as_deref().unwrap_or_default();
         let resource = reference.resource.as_deref().unwrap_or_default();
         *event.user.username == **own

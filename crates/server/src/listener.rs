@@ -10,7 +10,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -28,7 +31,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::metrics::{ListenerMetrics, ListenerReason};
-use crate::wire::Body;
+use crate::wire::{self, Body};
 
 /// kube-apiserver gives a handshake 10 s and so do we; the headers of a request the same.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -195,9 +198,13 @@ async fn serve_connection<H, F>(
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
     let peer = Arc::new(Peer { address, certificates });
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let headers_only = request.method() == Method::HEAD;
         let answer = handler(Arc::clone(&peer), request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        async move {
+            let answer = answer.await;
+            Ok::<_, Infallible>(if headers_only { without_body(answer) } else { answer })
+        }
     });
     let protocols = protocols(limits);
     let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), service));
@@ -212,6 +219,16 @@ async fn serve_connection<H, F>(
     if let Err(error) = result {
         debug!(listener = limits.name, %address, %error, "connection ended");
     }
+}
+
+/// The answer to a HEAD. hyper leaves the body out over HTTP/1.1 alone; over HTTP/2, DATA behind a HEAD is a protocol error.
+fn without_body(answer: Response<Body>) -> Response<Body> {
+    let length = answer.body().size_hint().exact().filter(|length| *length > 0);
+    let mut answer = answer.map(|_| wire::whole(Bytes::new()));
+    if let Some(length) = length {
+        answer.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    answer
 }
 
 fn protocols(limits: Limits) -> auto::Builder<TokioExecutor> {

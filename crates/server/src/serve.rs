@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -43,8 +43,8 @@ const MAX_WEBHOOK_CONNECTIONS: usize = 128;
 /// kube-apiserver sends batches at the same time, ten a second by default.
 const MAX_WEBHOOK_STREAMS: u32 = 100;
 
-/// Who this server is to kube-apiserver is asked once, and is not worth waiting for.
-const SELF_REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two tries to find out who this server is to kube-apiserver.
+const SELF_REVIEW_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How to serve: every rule between flags is settled.
 #[derive(Debug)]
@@ -88,6 +88,8 @@ pub struct Server {
     health: Arc<Health>,
     authenticator: Arc<Authenticator>,
     authentication_client: Client,
+    authorization_client: Client,
+    own_username: Arc<OnceLock<String>>,
     watches_end: CancellationToken,
     shutdown_delay: Duration,
     shutdown_grace: Duration,
@@ -105,16 +107,17 @@ impl Server {
             client(config.authentication_kubeconfig.as_deref()).await.context("--authentication-kubeconfig")?;
         let authorization_client =
             client(config.authorization_kubeconfig.as_deref()).await.context("--authorization-kubeconfig")?;
-        let own_username = own_username(&authorization_client).await;
+        let own_username = Arc::new(OnceLock::new());
 
         let bus = Arc::new(Bus::new(config.retain, unix_micros()));
-        let ingest = Ingest::new(config.ingest, Arc::clone(&bus), own_username, metrics.ingest.clone());
+        let ingest = Ingest::new(config.ingest, Arc::clone(&bus), Arc::clone(&own_username), metrics.ingest.clone());
         let authenticator = Arc::new(Authenticator::default());
         let health = Arc::new(Health::new(Arc::clone(&authenticator)));
         let watches_end = CancellationToken::new();
         let max_watches = usize::try_from(config.max_watches).unwrap_or(usize::MAX);
         let watches = Watches::new(Arc::clone(&bus), max_watches, watches_end.clone(), metrics.watch.clone());
-        let authorizer = Authorizer::new(authorization_client, config.authorization_cache, metrics.access.clone());
+        let authorizer =
+            Authorizer::new(authorization_client.clone(), config.authorization_cache, metrics.access.clone());
         let router = Router {
             authenticator: Arc::clone(&authenticator),
             authorizer: Arc::new(authorizer),
@@ -132,6 +135,8 @@ impl Server {
             health,
             authenticator,
             authentication_client,
+            authorization_client,
+            own_username,
             watches_end,
             shutdown_delay: config.shutdown_delay,
             shutdown_grace: config.shutdown_grace,
@@ -179,11 +184,14 @@ impl Server {
     }
 
     fn start(self, end: &CancellationToken) -> Result<JoinSet<()>> {
-        let Self { api, webhook, router, ingest, authenticator, authentication_client, .. } = self;
+        let Self { api, webhook, router, ingest, authenticator, .. } = self;
         let mut parts = JoinSet::new();
-        let trust = authn::config_map::watch(authentication_client, authenticator);
+        let trust = authn::config_map::watch(self.authentication_client, authenticator);
+        let own_username = learn_own_username(self.authorization_client, self.own_username);
         let ends = end.clone();
-        parts.spawn(async move { ends.run_until_cancelled(trust).await.unwrap_or_default() });
+        parts.spawn(async move {
+            ends.run_until_cancelled(futures::future::join(trust, own_username)).await;
+        });
         let api_handler = move |peer: Arc<Peer>, request| {
             let router = Arc::clone(&router);
             async move { router.handle(&peer, request).await }
@@ -250,17 +258,20 @@ async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// The user name that kube-apiserver knows this server by.
-async fn own_username(client: &Client) -> Option<String> {
-    let reviews: Api<SelfSubjectReview> = Api::all(client.clone());
+/// Asks kube-apiserver by which user name it knows this server, until it answers.
+async fn learn_own_username(client: Client, own_username: Arc<OnceLock<String>>) {
+    let reviews: Api<SelfSubjectReview> = Api::all(client);
     let (params, question) = (PostParams::default(), SelfSubjectReview::default());
-    let asked = timeout(SELF_REVIEW_TIMEOUT, reviews.create(&params, &question)).await;
-    let review = asked.ok().and_then(Result::ok);
-    let username = review.and_then(|review| review.status?.user_info?.username);
-    if username.is_none() {
-        warn!("cannot find out this server's own user name: its own reviews will be seen in the stream of events");
+    loop {
+        let answer = timeout(SELF_REVIEW_INTERVAL, reviews.create(&params, &question)).await;
+        let review = answer.ok().and_then(Result::ok);
+        if let Some(username) = review.and_then(|review| review.status?.user_info?.username) {
+            let _ = own_username.set(username);
+            return;
+        }
+        warn!("kube-apiserver does not say who this server is: its own reviews are not kept out of the stream yet");
+        tokio::time::sleep(SELF_REVIEW_INTERVAL).await;
     }
-    username
 }
 
 /// Microseconds since 1970, by the wall clock.

@@ -50,7 +50,7 @@ pub struct Watches {
     metrics: WatchMetrics,
 }
 
-/// Who reads, for the log and for the words of a refusal.
+/// Who reads: for the words of a refusal, and for the log.
 #[derive(Debug)]
 pub struct Reader {
     /// The user.
@@ -148,7 +148,7 @@ impl Watches {
         match (expired, options.resource_version) {
             (Some(oldest), Some(asked)) => watch.end_with("expired", &expired_status(asked, oldest)),
             _ if options.send_initial_events && options.allow_bookmarks => {
-                watch.write_bookmark(Bookmark { initial_events_end: true, gap: None });
+                watch.write_bookmark(watch.cursor.position(), Bookmark { initial_events_end: true, gap: None });
             }
             _ => {}
         }
@@ -197,10 +197,11 @@ impl Watch {
             if let Some(piece) = self.take_piece() {
                 return Some(piece);
             }
+            let from = self.cursor.position();
             match self.wake().await {
-                Wake::Batch(delivery) => self.write_batch(&delivery),
+                Wake::Batch(delivery) => self.write_batch(from, &delivery),
                 Wake::Lagged(lagged) => self.lagged(lagged),
-                Wake::Bookmark => self.write_bookmark(Bookmark::default()),
+                Wake::Bookmark => self.write_bookmark(from, Bookmark::default()),
                 Wake::LeaseEnd(end) => self.end_of_lease(end),
                 Wake::Timeout => self.ending = Some("timeout"),
                 Wake::Closing => self.ending = Some("shutdown"),
@@ -232,21 +233,24 @@ impl Watch {
         Some(piece)
     }
 
-    fn write_batch(&mut self, delivery: &Delivery<Batch>) {
+    fn write_batch(&mut self, from: Sequence, delivery: &Delivery<Batch>) {
         let Delivery { entry, skip } = delivery;
         if let Some(reason) = entry.payload().lost() {
             // How many of the lost events would have been this reader's cannot be known.
             self.note_gap(reason, entry.first());
         }
-        let announced = self.gap.as_ref().map(announcement);
-        if *skip == 0 && announced.is_none() {
+        if self.bookmarks && self.gap.is_some() {
+            // Before the events, at the place before them: who breaks off in between is told again when resuming there.
+            self.write_bookmark(from, Bookmark::default());
+            let frames = self.class.frames_for_one(entry, *skip, None);
+            self.unread = [&*self.unread, &*frames].concat().into();
+        } else if *skip == 0 && self.gap.is_none() {
             self.unread = self.class.frames(entry);
         } else {
+            let announced = self.gap.as_ref().map(announcement);
             self.unread = self.class.frames_for_one(entry, *skip, announced.as_deref());
             if !self.unread.is_empty() {
                 self.gap_announced();
-            } else if self.bookmarks && announced.is_some() {
-                self.write_bookmark(Bookmark::default());
             }
         }
     }
@@ -258,7 +262,7 @@ impl Watch {
         }
         self.note_gap(GapReason::Lag, lagged.from.plus(1));
         if self.bookmarks {
-            self.write_bookmark(Bookmark::default());
+            self.write_bookmark(lagged.to, Bookmark::default());
         }
     }
 
@@ -273,11 +277,10 @@ impl Watch {
         }
     }
 
-    fn write_bookmark(&mut self, bookmark: Bookmark) {
+    fn write_bookmark(&mut self, position: Sequence, bookmark: Bookmark) {
         self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
         let gap = self.gap.as_ref().map(announcement);
         let ClassKey { resource, version, .. } = *self.class.key();
-        let position = self.cursor.position();
         self.unread = frame::bookmark(resource, version, position, Bookmark { gap, ..bookmark }).into();
         self.gap_announced();
     }
@@ -300,11 +303,12 @@ impl Watch {
         self.ending = Some(reason);
     }
 
+    /// The audit ID joins this line with the cluster's audit log, which says who it was.
     fn opened(&self) {
         self.metrics.open.inc();
         let ClassKey { resource, namespace, .. } = self.class.key();
-        let Reader { user, audit_id, .. } = &self.reader;
-        info!(auditEvent = true, audit_id, user = user.name, resource = resource.name(), namespace, "watch opened");
+        let audit_id = &self.reader.audit_id;
+        info!(auditEvent = true, audit_id, resource = resource.name(), namespace, "watch opened");
     }
 }
 
@@ -314,8 +318,7 @@ impl Drop for Watch {
         // Dropped by its connection before it came to an end of its own: the client left.
         let reason = self.ending.unwrap_or("client");
         count(&self.metrics.ended, reason);
-        let Reader { user, audit_id, .. } = &self.reader;
-        info!(auditEvent = true, audit_id, user = user.name, reason, "watch closed");
+        info!(auditEvent = true, audit_id = self.reader.audit_id, reason, "watch closed");
     }
 }
 
