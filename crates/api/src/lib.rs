@@ -13,5 +13,5 @@ pub mod selector;
 pub mod sequence;
 pub mod status;
 
-pub use resource::{GROUP, Resource, Version};
+pub use resource::{GROUP, Resource, Route, Version};
 pub use sequence::Sequence;

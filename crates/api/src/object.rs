@@ -3,6 +3,9 @@
 //! An audit event has no `ObjectMeta` and the items of a webhook's list have no `kind` and `apiVersion`; a watch client
 //! needs all three. They come first, and the event's own fields follow as they are.
 
+use std::fmt;
+use std::io::Write;
+
 use serde::Serialize;
 
 use crate::{GROUP, Resource, Sequence, Version};
@@ -16,11 +19,11 @@ pub const WITHHELD_ANNOTATION: &str = "audit-stream.dev/withheld";
 /// The metadata of one object.
 #[derive(Debug, Clone, Copy)]
 pub struct ObjectMeta<'a> {
-    /// The attributed namespace; on `NamespacedEvent` only.
+    /// The attributed namespace, a DNS-1123 label; on `NamespacedEvent` only.
     pub namespace: Option<&'a str>,
     /// `resourceVersion`, and what `name` is made from.
     pub sequence: Sequence,
-    /// The stage's time in whole seconds, RFC 3339.
+    /// The stage's time in whole seconds, RFC 3339 and so without anything to escape.
     pub creation_timestamp: Option<&'a str>,
     /// Comma-separated names of withheld fields.
     pub withheld: Option<&'a str>,
@@ -29,19 +32,22 @@ pub struct ObjectMeta<'a> {
 }
 
 /// The object's `metadata.name`: unique, made by the server, a DNS-1123 subdomain.
-pub fn name(sequence: Sequence) -> String {
-    format!("event-{sequence}")
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name(pub Sequence);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "event-{}", self.0)
+    }
 }
 
 /// Appends one ADDED frame. `fields` are the event's own, without braces, `kind`, `apiVersion` and `metadata`.
 pub fn write_added(out: &mut Vec<u8>, resource: Resource, version: Version, meta: ObjectMeta<'_>, fields: &[u8]) {
-    out.extend_from_slice(b"{\"type\":\"ADDED\",\"object\":{\"kind\":\"");
-    out.extend_from_slice(resource.kind().as_bytes());
-    out.extend_from_slice(b"\",\"apiVersion\":\"");
-    out.extend_from_slice(GROUP.as_bytes());
-    out.push(b'/');
-    out.extend_from_slice(version.as_str().as_bytes());
-    out.extend_from_slice(b"\",\"metadata\":");
+    let (kind, version) = (resource.kind(), version.as_str());
+    write_text(
+        out,
+        format_args!(r#"{{"type":"ADDED","object":{{"kind":"{kind}","apiVersion":"{GROUP}/{version}","metadata":"#),
+    );
     write_meta(out, meta);
     out.push(b',');
     out.extend_from_slice(fields);
@@ -50,15 +56,14 @@ pub fn write_added(out: &mut Vec<u8>, resource: Resource, version: Version, meta
 
 fn write_meta(out: &mut Vec<u8>, meta: ObjectMeta<'_>) {
     let ObjectMeta { namespace, sequence, creation_timestamp, withheld, gap } = meta;
-    out.extend_from_slice(b"{\"name\":\"");
-    out.extend_from_slice(name(sequence).as_bytes());
-    out.push(b'"');
+    write_text(out, format_args!(r#"{{"name":"{}","#, Name(sequence)));
     if let Some(namespace) = namespace {
-        write_member(out, "namespace", namespace);
+        // A DNS-1123 label: nothing in it needs escaping.
+        write_text(out, format_args!(r#""namespace":"{namespace}","#));
     }
-    write_member(out, "resourceVersion", &sequence.to_string());
+    write_text(out, format_args!(r#""resourceVersion":"{sequence}""#));
     if let Some(timestamp) = creation_timestamp {
-        write_member(out, "creationTimestamp", timestamp);
+        write_text(out, format_args!(r#","creationTimestamp":"{timestamp}""#));
     }
     if withheld.is_some() || gap.is_some() {
         out.extend_from_slice(b",\"annotations\":{");
@@ -77,11 +82,8 @@ fn write_meta(out: &mut Vec<u8>, meta: ObjectMeta<'_>) {
     out.push(b'}');
 }
 
-fn write_member(out: &mut Vec<u8>, key: &str, value: &str) {
-    out.push(b',');
-    write_json(out, key);
-    out.push(b':');
-    write_json(out, value);
+fn write_text(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("a Vec takes every byte");
 }
 
 /// Appends `text` as a JSON string.

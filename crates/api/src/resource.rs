@@ -1,7 +1,18 @@
-//! What is served: the group, its versions and its resources.
+//! What is served: the group, its versions, its resources, and where they are.
 
 /// The API group.
 pub const GROUP: &str = "audit.k8s.io";
+
+/// A collection: what a path names, what is authorized and what is served.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// Decides `apiVersion`.
+    pub version: Version,
+    /// Decides the kind.
+    pub resource: Resource,
+    /// `None`: of the cluster, or of all namespaces.
+    pub namespace: Option<String>,
+}
 
 /// The versions of the group. They differ in `apiVersion` only, nothing is converted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

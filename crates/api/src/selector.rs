@@ -6,7 +6,7 @@
 use std::fmt;
 
 /// A field that can be selected on. Its place in [`Field::ALL`] is its ordinal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "each is the field that its name spells; see Field::name")]
 pub enum Field {
     MetadataName,
@@ -97,7 +97,7 @@ pub struct FieldSelector {
 }
 
 /// One term of a selector.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Requirement {
     /// What is compared.
     pub field: Field,
@@ -122,7 +122,7 @@ pub enum SelectorError {
 }
 
 impl FieldSelector {
-    /// Reads `key=value,key!=value,…`.
+    /// Reads `key=value,key!=value,…`. The order of terms means nothing: selectors that select the same are equal.
     ///
     /// # Errors
     /// If the text is not the grammar, or names a field that is not in [`Field::ALL`].
@@ -135,6 +135,8 @@ impl FieldSelector {
             let field = Field::named(key).ok_or_else(|| SelectorError::UnknownField(key.to_owned()))?;
             requirements.push(Requirement { field, value, equal });
         }
+        requirements.sort();
+        requirements.dedup();
         Ok(Self { requirements })
     }
 
@@ -212,8 +214,7 @@ impl fmt::Display for SelectorError {
 
 impl std::error::Error for SelectorError {}
 
-/// The names of fields, for an error message.
-pub fn names(fields: &[Field]) -> String {
+fn names(fields: &[Field]) -> String {
     fields.iter().map(|field| field.name()).collect::<Vec<_>>().join(", ")
 }
 
@@ -233,14 +234,20 @@ mod tests {
         assert_eq!(
             parse("verb=get,stage==ResponseComplete,user.username!=system:admin"),
             [
-                (Field::Verb, true, "get".to_owned()),
                 (Field::Stage, true, "ResponseComplete".to_owned()),
+                (Field::Verb, true, "get".to_owned()),
                 (Field::Username, false, "system:admin".to_owned()),
             ]
         );
         assert_eq!(parse(r"requestURI=/a?b\=c\,d\\"), [(Field::RequestUri, true, r"/a?b=c,d\".to_owned())]);
         assert_eq!(parse("verb="), [(Field::Verb, true, String::new())]);
         assert_eq!(parse("verb!="), [(Field::Verb, false, String::new())]);
+    }
+
+    #[test]
+    fn selectors_that_select_the_same_are_equal() {
+        assert_eq!(FieldSelector::parse("verb=a,stage=b,verb=a"), FieldSelector::parse("stage==b,verb=a"));
+        assert_ne!(FieldSelector::parse("verb=a"), FieldSelector::parse("verb!=a"));
     }
 
     #[test]

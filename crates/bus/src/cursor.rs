@@ -11,7 +11,7 @@ use crate::ring::{Bus, Entry};
 #[derive(Debug)]
 pub struct Cursor<T> {
     bus: Arc<Bus<T>>,
-    head: watch::Receiver<Sequence>,
+    published: watch::Receiver<()>,
     position: Sequence,
 }
 
@@ -34,8 +34,8 @@ pub struct Lagged {
 }
 
 impl<T> Cursor<T> {
-    pub(crate) fn new(bus: Arc<Bus<T>>, head: watch::Receiver<Sequence>, position: Sequence) -> Self {
-        Self { bus, head, position }
+    pub(crate) fn new(bus: Arc<Bus<T>>, published: watch::Receiver<()>, position: Sequence) -> Self {
+        Self { bus, published, position }
     }
 
     /// The last place served, or passed over by [`Lagged`].
@@ -49,8 +49,8 @@ impl<T> Cursor<T> {
     /// If the reader fell behind. The next call goes on from there.
     pub async fn next(&mut self) -> Result<Delivery<T>, Lagged> {
         loop {
-            // The head is marked as seen before the ring is read: what is published in between wakes the wait below.
-            self.head.borrow_and_update();
+            // Marked as seen before the ring is read: what is published in between wakes the wait below.
+            self.published.mark_unchanged();
             match self.bus.after(self.position) {
                 Ok(Some(entry)) => {
                     let skip =
@@ -65,7 +65,7 @@ impl<T> Cursor<T> {
                 }
             }
             // The sender lives in the bus, which this cursor holds, so the channel cannot close.
-            let _ = self.head.changed().await;
+            let _ = self.published.changed().await;
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::cursor::Cursor;
 pub struct Config {
     /// Bytes of all retained batches together. The newest batch stays even if it alone is larger.
     pub retain_bytes: usize,
-    /// Age of the oldest retained batch. Judged when something is published or a cursor is made.
+    /// Age of the oldest retained batch. Judged when something is published, a cursor is made or the retained are counted.
     pub retain_age: Duration,
 }
 
@@ -51,8 +51,8 @@ pub struct Bus<T> {
     config: Config,
     // One short std lock, never held across an await: an append, an eviction or a look-up.
     ring: Mutex<Ring<T>>,
-    // The last place issued. Sending it wakes the cursors; a cursor re-reads it, so no wake-up can be lost.
-    head: watch::Sender<Sequence>,
+    // Wakes the cursors. Each looks at the ring after it has marked the last change as seen, so no wake-up can be lost.
+    published: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl<T> Bus<T> {
     pub fn new(config: Config, unix_micros: u64) -> Self {
         let start = Sequence::new(unix_micros);
         let ring = Ring { entries: VecDeque::new(), retained_bytes: 0, floor: start, last: start };
-        Self { config, ring: Mutex::new(ring), head: watch::Sender::new(start) }
+        Self { config, ring: Mutex::new(ring), published: watch::Sender::new(()) }
     }
 
     /// Appends a batch of `count` events (at least one place is taken) that occupies `bytes`, evicts what no longer fits,
@@ -88,14 +88,9 @@ impl<T> Bus<T> {
         ring.retained_bytes = ring.retained_bytes.saturating_add(bytes);
         ring.entries.push_back(Arc::clone(&entry));
         ring.evict(self.config, now);
-        // Inside the lock, so that heads are announced in the order of the log.
-        self.head.send_replace(ring.last);
+        drop(ring);
+        self.published.send_replace(());
         entry
-    }
-
-    /// The last place issued; the start value before anything was published.
-    pub fn head(&self) -> Sequence {
-        self.lock().last
     }
 
     /// Bytes and age of what is retained now.
@@ -119,7 +114,7 @@ impl<T> Bus<T> {
             Start::After(_) => return Err(NotRetained { oldest: ring.floor }),
         };
         drop(ring);
-        Ok(Cursor::new(Arc::clone(self), self.head.subscribe(), position))
+        Ok(Cursor::new(Arc::clone(self), self.published.subscribe(), position))
     }
 
     /// The first entry that reaches beyond `position`, or the floor if `position` lies below it.

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use serde::Serialize;
 
 use crate::listener::Peer;
 use front_proxy::{FrontProxyTrust, NoIdentity};
@@ -23,13 +22,11 @@ const AUTHENTICATED_GROUP: &str = "system:authenticated";
 const UNAUTHENTICATED_GROUP: &str = "system:unauthenticated";
 
 /// Who is asking, as a `SubjectAccessReview` wants it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// The user name.
-    #[serde(rename = "user")]
     pub name: String,
     /// Unique over time, where known.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
     /// In the order received.
     pub groups: Vec<String>,

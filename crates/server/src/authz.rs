@@ -9,7 +9,7 @@ mod lease;
 use std::sync::Arc;
 use std::time::Duration;
 
-use audit_stream_api::{GROUP, Resource, Version};
+use audit_stream_api::{GROUP, Route};
 use aws_lc_rs::digest;
 use k8s_openapi::api::authorization::v1::{
     NonResourceAttributes, ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
@@ -22,18 +22,18 @@ use tracing::warn;
 
 use crate::authn::User;
 use crate::metrics::{AccessMetrics, Outcome};
-pub use lease::{Lease, LeaseEnd};
+pub use lease::Lease;
 
 /// Members of this group may do everything, without being asked about, as upstream.
 const SUPERUSERS: &str = "system:masters";
 
-/// Upstream's size. An entry is a 32-byte key and an answer.
+/// Upstream's size. An entry is a 32-byte key, a time and, of a denial, its reason: 8192 × (1 KiB + some) is 9 MiB at most.
 const CACHED_ANSWERS: usize = 8192;
 
 /// The longest reason of a denial that is kept and told: RBAC's are a sentence.
 const MAX_REASON_BYTES: usize = 1024;
 
-/// How long a review may take, waiting for one that others asked for included.
+/// How long kube-apiserver may take over a review, and how long an asker waits, for the review of another asker too.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What is asked for.
@@ -44,11 +44,7 @@ pub enum Attributes {
         /// Upstream's request verb.
         verb: &'static str,
         /// Of the path.
-        version: Version,
-        /// Of the path.
-        resource: Resource,
-        /// Of the path; `None` at cluster scope and for all namespaces.
-        namespace: Option<String>,
+        route: Route,
     },
     /// Any other path.
     NonResource {
@@ -130,10 +126,8 @@ impl Authorizer {
         }
         let request = Arc::new(ReviewRequest::new(user, attributes));
         let review = self.review(&request, Duration::MAX).await?;
-        match review.denied {
-            None => Ok(Grant { reviewed: Some((request, review.started)) }),
-            Some(reason) => Err(Refusal::Denied(reason.to_string())),
-        }
+        let started = review.allowed()?;
+        Ok(Grant { reviewed: Some((request, started)) })
     }
 
     /// An answer that is younger than `max_age` and than the cache's limit for its kind.
@@ -164,21 +158,35 @@ impl Authorizer {
     async fn ask(&self, spec: &SubjectAccessReviewSpec) -> Result<Review, Refusal> {
         let started = Instant::now();
         let review = SubjectAccessReview { spec: spec.clone(), ..SubjectAccessReview::default() };
-        let answer = self.reviews.create(&PostParams::default(), &review).await;
-        let status = answer.as_ref().ok().and_then(|review| review.status.as_ref());
-        let outcome = match (&answer, status) {
-            (Ok(_), Some(status)) if status.allowed && status.denied != Some(true) => "allowed",
-            (Ok(_), Some(_)) => "denied",
-            _ => "error",
+        let answer = timeout(REVIEW_TIMEOUT, self.reviews.create(&PostParams::default(), &review)).await;
+        let status = match answer {
+            Ok(Ok(review)) => review.status,
+            Ok(Err(error)) => {
+                warn!(%error, "a SubjectAccessReview failed, the request is refused");
+                None
+            }
+            Err(_) => {
+                warn!(seconds = REVIEW_TIMEOUT.as_secs(), "a SubjectAccessReview was not answered in time");
+                None
+            }
+        };
+        let outcome = match &status {
+            Some(status) if status.allowed && status.denied != Some(true) => "allowed",
+            Some(_) => "denied",
+            None => "error",
         };
         self.metrics.reviews.get_or_create(&Outcome { outcome }).inc();
-        if let Err(error) = &answer {
-            warn!(%error, "a SubjectAccessReview failed, the request is refused");
-        }
         let status = status.ok_or(Refusal::Unknown)?;
         let reason = status.reason.as_deref().unwrap_or_default();
         let reason = &reason[..reason.floor_char_boundary(MAX_REASON_BYTES)];
         Ok(Review { denied: (outcome == "denied").then(|| reason.into()), started })
+    }
+}
+
+impl Review {
+    /// When it was asked for, if the answer was yes.
+    fn allowed(self) -> Result<Instant, Refusal> {
+        self.denied.map_or(Ok(self.started), |reason| Err(Refusal::Denied(reason.to_string())))
     }
 }
 
@@ -192,7 +200,7 @@ impl ReviewRequest {
             ..SubjectAccessReviewSpec::default()
         };
         match attributes {
-            Attributes::Resource { verb, version, resource, namespace } => {
+            Attributes::Resource { verb, route: Route { version, resource, namespace } } => {
                 spec.resource_attributes = Some(ResourceAttributes {
                     group: Some(GROUP.to_owned()),
                     version: Some(version.as_str().to_owned()),

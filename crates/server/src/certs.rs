@@ -98,23 +98,25 @@ fn config(pair: &PairFiles, min: TlsMinVersion, verifier: Arc<dyn ClientCertVeri
 
 /// The common name of a certificate's subject; the last one where there are several, as Go reads it.
 pub fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let names = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
-    names.last().map(str::to_owned)
+    X509Certificate::from_der(certificate).ok().and_then(|(_, certificate)| subject_name(&certificate))
 }
 
 /// The common name and the DNS names that a certificate stands for.
 pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let mut names: Vec<_> = common_name(certificate).into_iter().collect();
-    if let Ok((_, certificate)) = X509Certificate::from_der(certificate)
-        && let Ok(Some(alternatives)) = certificate.subject_alternative_name()
-    {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let mut names: Vec<_> = subject_name(&certificate).into_iter().collect();
+    if let Ok(Some(alternatives)) = certificate.subject_alternative_name() {
         names.extend(alternatives.value.general_names.iter().filter_map(|name| match name {
             GeneralName::DNSName(name) => Some((*name).to_owned()),
             _ => None,
         }));
     }
     names
+}
+
+fn subject_name(certificate: &X509Certificate<'_>) -> Option<String> {
+    let names = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    names.last().map(str::to_owned)
 }
 
 /// Lets any client finish the handshake that owns the key of whatever certificate it shows. Which CA vouches for it is asked

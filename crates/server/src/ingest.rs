@@ -8,7 +8,7 @@ pub mod batch;
 mod split;
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use audit_stream_api::audit::Event;
 use audit_stream_api::object::GapReason;
@@ -28,7 +28,6 @@ use crate::certs;
 use crate::listener::Peer;
 use crate::metrics::{IngestMetrics, count};
 use crate::rejection::IngestRejection;
-use crate::serve::unix_micros;
 use crate::wire::{self, Body};
 use batch::{Batch, BatchBuilder};
 use split::{Item, split};
@@ -203,6 +202,12 @@ impl Ingest {
         self.metrics.events.inc_by(events as u64);
         debug!(events, bytes, "batch published");
     }
+}
+
+/// Microseconds since 1970, by the wall clock.
+pub(crate) fn unix_micros() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn check_path(path: &str) -> Result<(), IngestRejection> {

@@ -22,7 +22,7 @@ use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -36,6 +36,10 @@ use crate::wire::{self, Body};
 /// kube-apiserver gives a handshake 10 s and so do we; the headers of a request the same.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Handshakes at a time on a listener; above it, new connections wait to be accepted. Each ends within
+/// [`HANDSHAKE_TIMEOUT`], so a stranger has to open a hundred a second to keep others waiting.
+const MAX_HANDSHAKES: usize = 1024;
 
 /// An HTTP/2 peer that is gone is noticed after 45 s, as upstream's own clients notice us.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -59,12 +63,12 @@ pub struct Peer {
     pub certificates: Vec<CertificateDer<'static>>,
 }
 
-/// What a listener is told apart by.
+/// What one listener has of its own.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct Config {
     /// The word in metrics and logs.
     pub name: &'static str,
-    /// Connections at a time. Above it, new ones wait to be accepted.
+    /// Connections at a time that have finished their handshake. Above it, new ones are closed.
     pub max_connections: usize,
     /// Requests at a time on one HTTP/2 connection. All of kube-apiserver's users share one connection, so this must
     /// not be what limits them.
@@ -76,7 +80,7 @@ pub struct Listener {
     /// Not yet anybody's runtime's: the listeners are served on different ones.
     tcp: std::net::TcpListener,
     tls: TlsAcceptor,
-    limits: Limits,
+    config: Config,
     metrics: ListenerMetrics,
 }
 
@@ -88,12 +92,12 @@ impl Listener {
     pub fn bind(
         address: SocketAddr,
         tls: ServerConfig,
-        limits: Limits,
+        config: Config,
         metrics: ListenerMetrics,
     ) -> std::io::Result<Self> {
         let tcp = std::net::TcpListener::bind(address)?;
         tcp.set_nonblocking(true)?;
-        Ok(Self { tcp, tls: TlsAcceptor::from(Arc::new(tls)), limits, metrics })
+        Ok(Self { tcp, tls: TlsAcceptor::from(Arc::new(tls)), config, metrics })
     }
 
     /// The address bound, with the port that the system chose if none was given.
@@ -111,22 +115,25 @@ impl Listener {
         H: Fn(Arc<Peer>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
-        let Self { tcp, tls, limits, metrics } = self;
+        let Self { tcp, tls, config, metrics } = self;
         let tcp = TcpListener::from_std(tcp).expect("the socket was made non-blocking");
-        let slots = Arc::new(Semaphore::new(limits.max_connections));
+        let (handshakes, slots) = (semaphore(MAX_HANDSHAKES), semaphore(config.max_connections));
         let connections = TaskTracker::new();
-        while let Some((stream, address, slot)) = accept(&tcp, &slots, &stop).await {
-            let (tls, handler, stop, metrics) = (tls.clone(), handler.clone(), stop.clone(), metrics.clone());
+        while let Some((stream, address, shaking_hands)) = accept(&tcp, &handshakes, &stop).await {
+            let (tls, slots, metrics) = (tls.clone(), Arc::clone(&slots), metrics.clone());
+            let (handler, stop) = (handler.clone(), stop.clone());
             connections.spawn(async move {
-                match handshake(stream, tls).await {
-                    Ok(stream) => serve_connection(stream, address, limits, handler, stop).await,
-                    Err(reason) => {
-                        debug!(listener = limits.name, %address, reason, "connection refused");
-                        let labels = ListenerReason { listener: limits.name, reason };
-                        metrics.refused_connections.get_or_create(&labels).inc();
-                    }
+                let connection = async {
+                    let stream = handshake(stream, tls).await?;
+                    let _slot = slots.try_acquire_owned().map_err(|_| "too_many_connections")?;
+                    drop(shaking_hands);
+                    serve_connection(stream, address, config, handler, stop).await
+                };
+                if let Err(reason) = connection.await {
+                    debug!(listener = config.name, %address, reason, "connection refused");
+                    let labels = ListenerReason { listener: config.name, reason };
+                    metrics.refused_connections.get_or_create(&labels).inc();
                 }
-                drop(slot);
             });
         }
         drop(tcp);
@@ -135,15 +142,19 @@ impl Listener {
     }
 }
 
-type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);
+fn semaphore(permits: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(permits))
+}
 
-/// The next connection, or `None` at the end.
-async fn accept(tcp: &TcpListener, slots: &Arc<Semaphore>, stop: &CancellationToken) -> Option<Accepted> {
+type Accepted = (TcpStream, SocketAddr, OwnedSemaphorePermit);
+
+/// The next connection and its place among the handshakes, or `None` at the end.
+async fn accept(tcp: &TcpListener, handshakes: &Arc<Semaphore>, stop: &CancellationToken) -> Option<Accepted> {
     let next = async {
-        let slot = Arc::clone(slots).acquire_owned().await.expect("this semaphore is never closed");
+        let place = Arc::clone(handshakes).acquire_owned().await.expect("this semaphore is never closed");
         loop {
             match tcp.accept().await {
-                Ok((stream, address)) => return (stream, address, slot),
+                Ok((stream, address)) => return (stream, address, place),
                 Err(error) => {
                     // Out of descriptors, or a peer that left at once: neither is a reason to stop serving.
                     warn!(%error, "cannot accept a connection");
@@ -185,20 +196,25 @@ fn handshake_error(error: &std::io::Error) -> &'static str {
     }
 }
 
+/// Answers a peer's requests until one of both has enough. An error is the reason why there was no request.
 async fn serve_connection<H, F>(
     stream: TlsStream<TcpStream>,
     address: SocketAddr,
-    limits: Limits,
+    config: Config,
     handler: H,
     stop: CancellationToken,
-) where
+) -> Result<(), &'static str>
+where
     H: Fn(Arc<Peer>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
     let peer = Arc::new(Peer { address, certificates });
+    let asked = CancellationToken::new();
+    let first_request = asked.clone();
     let service = service_fn(move |request: Request<Incoming>| {
+        first_request.cancel();
         let headers_only = request.method() == Method::HEAD;
         let answer = handler(Arc::clone(&peer), request);
         async move {
@@ -206,10 +222,11 @@ async fn serve_connection<H, F>(
             Ok::<_, Infallible>(if headers_only { without_body(answer) } else { answer })
         }
     });
-    let protocols = protocols(limits);
+    let protocols = protocols(config);
     let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
+        () = overdue(&asked) => return Err("no_request"),
         () = stop.cancelled() => {
             // GOAWAY, or `Connection: close`: what is being answered is finished first.
             connection.as_mut().graceful_shutdown();
@@ -217,7 +234,15 @@ async fn serve_connection<H, F>(
         }
     };
     if let Err(error) = result {
-        debug!(listener = limits.name, %address, %error, "connection ended");
+        debug!(listener = config.name, %address, %error, "connection ended");
+    }
+    Ok(())
+}
+
+/// Returns when the first request should have come and has not. hyper looks at the first bytes without a deadline.
+async fn overdue(asked: &CancellationToken) {
+    if timeout(HEADER_TIMEOUT, asked.cancelled()).await.is_ok() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -231,7 +256,7 @@ fn without_body(answer: Response<Body>) -> Response<Body> {
     answer
 }
 
-fn protocols(limits: Limits) -> auto::Builder<TokioExecutor> {
+fn protocols(config: Config) -> auto::Builder<TokioExecutor> {
     let mut protocols = auto::Builder::new(TokioExecutor::new());
     protocols
         .http1()
@@ -243,7 +268,7 @@ fn protocols(limits: Limits) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(limits.max_streams)
+        .max_concurrent_streams(config.max_streams)
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_send_buf_size(MAX_SEND_BUFFER_BYTES);
     protocols

@@ -2,13 +2,14 @@
 //!
 //! One struct per room, which the room alone writes to. Labels are words of this program, never text that a peer chose.
 
+use audit_stream_bus::Bus;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Content type of [`Metrics::encode`].
+/// Content type of [`Metrics::scrape`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All metrics of the process.
@@ -129,14 +130,14 @@ impl Metrics {
         Self { registry, listener, ingest, bus, watch, access }
     }
 
-    /// The text of a scrape.
-    ///
-    /// # Errors
-    /// If the text cannot be written, which writing to memory does not do.
-    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+    /// The text of a scrape. What is retained is counted now.
+    pub fn scrape<T>(&self, bus: &Bus<T>) -> String {
+        let (bytes, age) = bus.retained();
+        self.bus.retained_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.bus.retained_seconds.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("a String takes every character");
+        text
     }
 }
 

@@ -7,11 +7,11 @@ use std::fmt;
 
 use audit_stream_api::query::QueryError;
 use audit_stream_api::status::{Cause, Details, Status};
-use audit_stream_api::{GROUP, Resource};
+use audit_stream_api::{GROUP, Resource, Route, Sequence};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response};
 
-use crate::authz::Attributes;
+use crate::authz::{Attributes, Refusal};
 use crate::wire::{self, Body};
 
 /// Why a request of the API is refused.
@@ -51,6 +51,13 @@ pub enum Rejection {
     Upgrade,
     /// As many watches as the server allows are open.
     TooManyWatches,
+    /// Told in the stream: what comes after a place is not retained, or the place was never issued.
+    Expired {
+        /// The place asked for.
+        asked: Sequence,
+        /// The oldest place that a watch can begin after.
+        oldest: Sequence,
+    },
     /// The server ends.
     ShuttingDown,
 }
@@ -80,6 +87,16 @@ pub enum IngestRejection {
 const RETRY_AFTER_SECONDS: u32 = 1;
 
 impl Rejection {
+    /// What the authorizer's refusal means to the one who asked.
+    pub fn of(refusal: Refusal, user: &str, attributes: &Attributes) -> Self {
+        match refusal {
+            Refusal::Denied(reason) => {
+                Self::Forbidden { user: user.to_owned(), attributes: attributes.clone(), reason }
+            }
+            Refusal::Unknown => Self::ReviewFailed,
+        }
+    }
+
     /// As an answer.
     pub fn into_response(self) -> Response<Body> {
         let allow = matches!(self, Self::MethodNotAllowed | Self::VerbNotSupported { .. });
@@ -125,6 +142,9 @@ impl Rejection {
             Self::TooManyWatches => {
                 retry_later(429, "TooManyRequests", "too many open watches, please try again later (--max-watches)")
             }
+            Self::Expired { asked, oldest } => {
+                Status::failure(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
+            }
             Self::ShuttingDown => retry_later(503, "ServiceUnavailable", "audit-stream is shutting down"),
         }
     }
@@ -133,7 +153,11 @@ impl Rejection {
 impl IngestRejection {
     /// As an answer.
     pub fn into_response(self) -> Response<Body> {
-        respond(&self.status())
+        let mut response = respond(&self.status());
+        if self == Self::Method {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        response
     }
 
     /// The word of the metric.
@@ -215,7 +239,7 @@ fn forbidden(user: &str, attributes: &Attributes, reason: &str) -> Status {
     let user = Sanitized(user);
     let because = if reason.is_empty() { String::new() } else { format!(": {}", Sanitized(reason)) };
     match attributes {
-        Attributes::Resource { verb, resource, namespace, .. } => {
+        Attributes::Resource { verb, route: Route { resource, namespace, .. } } => {
             let name = resource.name();
             let place = match namespace {
                 Some(namespace) => format!("in the namespace \"{}\"", Sanitized(namespace)),
@@ -287,9 +311,11 @@ mod tests {
     fn watch(namespace: Option<&str>) -> Attributes {
         Attributes::Resource {
             verb: "watch",
-            version: Version::V1,
-            resource: Resource::NamespacedEvents,
-            namespace: namespace.map(str::to_owned),
+            route: Route {
+                version: Version::V1,
+                resource: Resource::NamespacedEvents,
+                namespace: namespace.map(str::to_owned),
+            },
         }
     }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use audit_stream_api::query::{WatchOptions, asks_to_watch};
-use audit_stream_api::{GROUP, Resource, Version};
+use audit_stream_api::{GROUP, Resource, Route, Version};
 use audit_stream_bus::Bus;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, UPGRADE, WARNING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
@@ -15,7 +15,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::authn::{Authenticator, User};
-use crate::authz::{Attributes, Authorizer, Grant, Lease, Refusal};
+use crate::authz::{Attributes, Authorizer, Grant, Lease};
 use crate::discovery::{Answer, Documents};
 use crate::health::Health;
 use crate::ingest::batch::Batch;
@@ -58,9 +58,7 @@ pub struct Router {
 enum Target {
     /// A collection of ours, or an object in it.
     Resource {
-        version: Version,
-        resource: Resource,
-        namespace: Option<String>,
+        route: Route,
         /// Whether a name or more follows the collection.
         named: bool,
         /// Whether it was reached by the deprecated `/watch/` prefix, which is a watch whatever the method.
@@ -102,24 +100,20 @@ impl Router {
         match Target::parse(&path) {
             Target::UnknownResource => Err(Rejection::NotFound),
             Target::Path => self.serve_path(&user, request, &path).await,
-            Target::Resource { version, resource, namespace, named, watch_prefix } => {
+            Target::Resource { route, named, watch_prefix } => {
                 let verb = if watch_prefix { "watch" } else { verb(request.method(), named, query) };
-                let attributes = Attributes::Resource { verb, version, resource, namespace: namespace.clone() };
+                let attributes = Attributes::Resource { verb, route: route.clone() };
                 let grant = self.authorize(&user, &attributes).await?;
-                check_verb(request.method(), verb, resource, named)?;
-                let reader = Reader { user, attributes, audit_id: audit_id.to_owned() };
-                self.watch(reader, grant, (version, resource, namespace), request.headers(), query)
+                check_verb(request.method(), verb, route.resource, named)?;
+                let reader = Reader { username: user.name, attributes, audit_id: audit_id.to_owned() };
+                self.watch(reader, grant, route, request.headers(), query)
             }
         }
     }
 
     async fn authorize(&self, user: &User, attributes: &Attributes) -> Result<Grant, Rejection> {
-        self.authorizer.authorize(user, attributes).await.map_err(|refusal| match refusal {
-            Refusal::Denied(reason) => {
-                Rejection::Forbidden { user: user.name.clone(), attributes: attributes.clone(), reason }
-            }
-            Refusal::Unknown => Rejection::ReviewFailed,
-        })
+        let granted = self.authorizer.authorize(user, attributes).await;
+        granted.map_err(|refusal| Rejection::of(refusal, &user.name, attributes))
     }
 
     async fn serve_path<B>(&self, user: &User, request: &Request<B>, path: &str) -> Result<Response<Body>, Rejection> {
@@ -144,11 +138,7 @@ impl Router {
     }
 
     fn scrape(&self) -> Response<Body> {
-        let (bytes, age) = self.bus.retained();
-        self.metrics.bus.retained_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        self.metrics.bus.retained_seconds.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
-        let text = self.metrics.encode().expect("writing to a String does not fail");
-        let mut response = Response::new(wire::whole(text));
+        let mut response = Response::new(wire::whole(self.metrics.scrape(&self.bus)));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         response
@@ -158,7 +148,7 @@ impl Router {
         &self,
         reader: Reader,
         grant: Grant,
-        (version, resource, namespace): (Version, Resource, Option<String>),
+        route: Route,
         headers: &HeaderMap,
         query: &str,
     ) -> Result<Response<Body>, Rejection> {
@@ -169,7 +159,7 @@ impl Router {
             return Err(Rejection::NotAcceptable(JSON_WATCH));
         }
         let options = WatchOptions::parse(query)?;
-        let key = ClassKey { resource, version, namespace, selector: options.field_selector.clone() };
+        let key = ClassKey { route, selector: options.field_selector.clone() };
         let lease = Lease::new(Arc::clone(&self.authorizer), grant);
         let watch = self.watches.open(key, &options, lease, reader)?;
         let mut response = wire::watching(watch);
@@ -203,9 +193,7 @@ impl Target {
             Some(resource) if namespace.is_some() && !resource.namespaced() => Self::UnknownResource,
             Some(_) if namespace == Some("") => Self::UnknownResource,
             Some(resource) => Self::Resource {
-                version,
-                resource,
-                namespace: namespace.map(str::to_owned),
+                route: Route { version, resource, namespace: namespace.map(str::to_owned) },
                 named: !rest.is_empty(),
                 watch_prefix,
             },

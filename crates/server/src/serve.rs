@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use audit_stream_bus::Bus;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -26,12 +28,13 @@ use crate::certs::{self, PairFiles, TlsMinVersion};
 use crate::discovery::Documents;
 use crate::health::Health;
 use crate::ingest::{self, Ingest};
-use crate::listener::{Limits, Listener, Peer};
+use crate::listener::{self, Listener, Peer};
 use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::watch::Watches;
 
 /// Beyond the watches, an HTTP/2 connection carries discovery, OpenAPI and health; upstream's own limit is 1000 in all.
+/// A stream without a watch costs its headers while it is answered: 1000 × 256 KiB at the very worst.
 const SPARE_STREAMS: u32 = 1000;
 
 /// HTTP/1.1 takes a connection for each watch.
@@ -85,12 +88,11 @@ pub struct Server {
     webhook: Listener,
     router: Arc<Router>,
     ingest: Arc<Ingest>,
+    /// What keeps the server in step with kube-apiserver.
+    upkeep: BoxFuture<'static, ()>,
     health: Arc<Health>,
-    authenticator: Arc<Authenticator>,
-    authentication_client: Client,
-    authorization_client: Client,
-    own_username: Arc<OnceLock<String>>,
-    watches_end: CancellationToken,
+    /// Cancelled, it ends watches and listeners.
+    end: CancellationToken,
     shutdown_delay: Duration,
     shutdown_grace: Duration,
 }
@@ -107,23 +109,25 @@ impl Server {
             client(config.authentication_kubeconfig.as_deref()).await.context("--authentication-kubeconfig")?;
         let authorization_client =
             client(config.authorization_kubeconfig.as_deref()).await.context("--authorization-kubeconfig")?;
-        let own_username = Arc::new(OnceLock::new());
 
-        let bus = Arc::new(Bus::new(config.retain, unix_micros()));
+        let end = CancellationToken::new();
+        let own_username = Arc::new(OnceLock::new());
+        let bus = Arc::new(Bus::new(config.retain, ingest::unix_micros()));
         let ingest = Ingest::new(config.ingest, Arc::clone(&bus), Arc::clone(&own_username), metrics.ingest.clone());
         let authenticator = Arc::new(Authenticator::default());
+        let upkeep = join(
+            authn::config_map::watch(authentication_client, Arc::clone(&authenticator)),
+            learn_own_username(authorization_client.clone(), own_username),
+        );
         let health = Arc::new(Health::new(Arc::clone(&authenticator)));
-        let watches_end = CancellationToken::new();
+        let authorizer = Authorizer::new(authorization_client, config.authorization_cache, metrics.access.clone());
         let max_watches = usize::try_from(config.max_watches).unwrap_or(usize::MAX);
-        let watches = Watches::new(Arc::clone(&bus), max_watches, watches_end.clone(), metrics.watch.clone());
-        let authorizer =
-            Authorizer::new(authorization_client.clone(), config.authorization_cache, metrics.access.clone());
         let router = Router {
-            authenticator: Arc::clone(&authenticator),
+            watches: Watches::new(Arc::clone(&bus), max_watches, end.clone(), metrics.watch.clone()),
             authorizer: Arc::new(authorizer),
             documents: Documents::new(),
             health: Arc::clone(&health),
-            watches,
+            authenticator,
             bus,
             metrics,
         };
@@ -132,12 +136,9 @@ impl Server {
             webhook,
             router: Arc::new(router),
             ingest: Arc::new(ingest),
+            upkeep: upkeep.map(drop).boxed(),
             health,
-            authenticator,
-            authentication_client,
-            authorization_client,
-            own_username,
-            watches_end,
+            end,
             shutdown_delay: config.shutdown_delay,
             shutdown_grace: config.shutdown_grace,
         })
@@ -157,10 +158,9 @@ impl Server {
     /// If a part of the server ends before it was told to.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let (address, webhook_address) = self.addresses()?;
-        let (health, watches_end) = (Arc::clone(&self.health), self.watches_end.clone());
+        let (health, end) = (Arc::clone(&self.health), self.end.clone());
         let (delay, grace) = (self.shutdown_delay, self.shutdown_grace);
-        let end = CancellationToken::new();
-        let mut parts = self.start(&end)?;
+        let mut parts = self.start()?;
         info!(%address, %webhook_address, "serving");
 
         tokio::select! {
@@ -174,7 +174,6 @@ impl Server {
         info!(delay_seconds = delay.as_secs_f64(), "shutting down");
         health.shut_down();
         tokio::time::sleep(delay).await;
-        watches_end.cancel();
         end.cancel();
         let ended = async { while parts.join_next().await.is_some() {} };
         if timeout(grace, ended).await.is_err() {
@@ -183,14 +182,12 @@ impl Server {
         Ok(())
     }
 
-    fn start(self, end: &CancellationToken) -> Result<JoinSet<()>> {
-        let Self { api, webhook, router, ingest, authenticator, .. } = self;
+    fn start(self) -> Result<JoinSet<()>> {
+        let Self { api, webhook, router, ingest, upkeep, end, .. } = self;
         let mut parts = JoinSet::new();
-        let trust = authn::config_map::watch(self.authentication_client, authenticator);
-        let own_username = learn_own_username(self.authorization_client, self.own_username);
         let ends = end.clone();
         parts.spawn(async move {
-            ends.run_until_cancelled(futures::future::join(trust, own_username)).await;
+            ends.run_until_cancelled(upkeep).await;
         });
         let api_handler = move |peer: Arc<Peer>, request| {
             let router = Arc::clone(&router);
@@ -201,7 +198,7 @@ impl Server {
             let ingest = Arc::clone(&ingest);
             async move { ingest.handle(&peer, request).await }
         };
-        let webhook = on_own_thread("ingest", webhook.serve(webhook_handler, end.clone()))?;
+        let webhook = on_own_thread("ingest", webhook.serve(webhook_handler, end))?;
         parts.spawn(webhook);
         Ok(parts)
     }
@@ -230,17 +227,20 @@ fn bind_listeners(config: &Config, metrics: &Metrics) -> Result<(Listener, Liste
     let webhook_tls =
         certs::webhook_config(&config.webhook_pair, config.tls_min_version, &config.webhook_client_ca_file)
             .context("--webhook-client-ca-file, --webhook-tls-cert-file, --webhook-tls-private-key-file")?;
-    let limits = Limits {
+    let api_config = listener::Config {
         name: "api",
         max_connections: config.max_watches as usize + SPARE_CONNECTIONS,
         max_streams: config.max_watches.saturating_add(SPARE_STREAMS),
     };
-    let webhook_limits =
-        Limits { name: "webhook", max_connections: MAX_WEBHOOK_CONNECTIONS, max_streams: MAX_WEBHOOK_STREAMS };
-    let api = Listener::bind(config.address, tls, limits, metrics.listener.clone());
+    let webhook_config = listener::Config {
+        name: "webhook",
+        max_connections: MAX_WEBHOOK_CONNECTIONS,
+        max_streams: MAX_WEBHOOK_STREAMS,
+    };
+    let api = Listener::bind(config.address, tls, api_config, metrics.listener.clone());
     let api = api.with_context(|| format!("--bind-address, --secure-port: cannot bind {}", config.address))?;
     let address = config.webhook_address;
-    let webhook = Listener::bind(address, webhook_tls, webhook_limits, metrics.listener.clone());
+    let webhook = Listener::bind(address, webhook_tls, webhook_config, metrics.listener.clone());
     let webhook = webhook.with_context(|| format!("--webhook-bind-address, --webhook-port: cannot bind {address}"))?;
     Ok((api, webhook))
 }
@@ -272,10 +272,4 @@ async fn learn_own_username(client: Client, own_username: Arc<OnceLock<String>>)
         warn!("kube-apiserver does not say who this server is: its own reviews are not kept out of the stream yet");
         tokio::time::sleep(SELF_REVIEW_INTERVAL).await;
     }
-}
-
-/// Microseconds since 1970, by the wall clock.
-pub(crate) fn unix_micros() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
 }

@@ -50,68 +50,91 @@ const SHOWN_PARAMETERS: [&str; 29] = [
 const SHOWN_ANNOTATIONS: [&str; 4] =
     ["audit.k8s.io/truncated", "authorization.k8s.io/decision", "k8s.io/deprecated", "k8s.io/removed-release"];
 
-/// Fields that a selector of `namespacedevents` may not name, because their values are hidden.
-pub const HIDDEN_FIELDS: [Field; 1] = [Field::SourceIps];
+/// Whether a reader of `namespacedevents` may select on a field, which is whether it is shown.
+pub fn shows(field: Field) -> bool {
+    match field {
+        Field::SourceIps => false,
+        Field::MetadataName
+        | Field::MetadataNamespace
+        | Field::AuditId
+        | Field::Level
+        | Field::Stage
+        | Field::Verb
+        | Field::Username
+        | Field::Groups
+        | Field::ImpersonatedUsername
+        | Field::UserAgent
+        | Field::ObjectResource
+        | Field::ObjectApiGroup
+        | Field::ObjectApiVersion
+        | Field::ObjectNamespace
+        | Field::ObjectName
+        | Field::ObjectSubresource
+        | Field::ObjectUid
+        | Field::ResponseCode
+        | Field::Decision
+        | Field::RequestUri => true,
+    }
+}
 
-/// Appends the fields that a reader of `namespacedevents` sees, as JSON members without braces, to `out`, and the names
-/// of those withheld, separated by commas, to `withheld`.
-///
-/// `request_uri` is the event's, masked by [`mask_uri`].
-pub fn write_withheld(event: &Event<'_>, request_uri: &str, out: &mut Vec<u8>, withheld: &mut String) {
-    let mut object = Members::new(out);
+/// Appends the fields that a reader of `namespacedevents` sees, as JSON members without braces. `request_uri` is the
+/// event's, masked by [`mask_uri`].
+pub fn write_shown(event: &Event<'_>, request_uri: &str, out: &mut Vec<u8>) {
+    let mut object = Object::new(out);
     object.text("level", &event.level);
     object.text("auditID", &event.audit_id);
     object.text("stage", &event.stage);
     object.text("requestURI", request_uri);
     object.text("verb", &event.verb);
-    object.nested("user", |members| write_user(members, &event.user));
-    if let Some(user) = &event.impersonated_user {
-        object.nested("impersonatedUser", |members| write_user(members, user));
+    object.nested("user", |user| write_user(user, &event.user));
+    if let Some(impersonated) = &event.impersonated_user {
+        object.nested("impersonatedUser", |user| write_user(user, impersonated));
     }
     object.optional_text("userAgent", event.user_agent.as_ref());
     if let Some(reference) = &event.object_ref {
-        object.nested("objectRef", |members| write_reference(members, reference));
+        object.nested("objectRef", |object| write_reference(object, reference));
     }
     if let Some(status) = &event.response_status {
-        object.nested("responseStatus", |members| write_status(members, status));
+        object.nested("responseStatus", |object| write_status(object, status));
     }
     object.optional_text("requestReceivedTimestamp", event.request_received_timestamp.as_ref());
     object.optional_text("stageTimestamp", event.stage_timestamp.as_ref());
     let shown = event.annotations.iter().filter(|(key, _)| SHOWN_ANNOTATIONS.contains(&&**key));
     if shown.clone().next().is_some() {
-        object.nested("annotations", |members| shown.for_each(|(key, value)| members.text(key, value)));
+        object.nested("annotations", |object| shown.for_each(|(key, value)| object.text(key, value)));
     }
-    name_withheld(event, request_uri, withheld);
 }
 
-fn write_user(members: &mut Members<'_>, user: &User<'_>) {
-    members.text("username", &user.username);
+fn write_user(object: &mut Object<'_>, user: &User<'_>) {
+    object.text("username", &user.username);
     if let Some(groups) = user.groups.as_ref().filter(|groups| !groups.is_empty()) {
-        members.texts("groups", groups);
+        object.texts("groups", groups);
     }
 }
 
-fn write_reference(members: &mut Members<'_>, reference: &ObjectReference<'_>) {
-    members.optional_text("resource", reference.resource.as_ref());
-    members.optional_text("namespace", reference.namespace.as_ref());
-    members.optional_text("name", reference.name.as_ref());
-    members.optional_text("uid", reference.uid.as_ref());
-    members.optional_text("apiGroup", reference.api_group.as_ref());
-    members.optional_text("apiVersion", reference.api_version.as_ref());
-    members.optional_text("resourceVersion", reference.resource_version.as_ref());
-    members.optional_text("subresource", reference.subresource.as_ref());
+fn write_reference(object: &mut Object<'_>, reference: &ObjectReference<'_>) {
+    object.optional_text("resource", reference.resource.as_ref());
+    object.optional_text("namespace", reference.namespace.as_ref());
+    object.optional_text("name", reference.name.as_ref());
+    object.optional_text("uid", reference.uid.as_ref());
+    object.optional_text("apiGroup", reference.api_group.as_ref());
+    object.optional_text("apiVersion", reference.api_version.as_ref());
+    object.optional_text("resourceVersion", reference.resource_version.as_ref());
+    object.optional_text("subresource", reference.subresource.as_ref());
 }
 
-fn write_status(members: &mut Members<'_>, status: &ResponseStatus<'_>) {
-    members.nested("metadata", |_| {});
-    members.optional_text("status", status.status.as_ref());
-    members.optional_text("reason", status.reason.as_ref());
+fn write_status(object: &mut Object<'_>, status: &ResponseStatus<'_>) {
+    object.nested("metadata", |_| {});
+    object.optional_text("status", status.status.as_ref());
+    object.optional_text("reason", status.reason.as_ref());
     if let Some(code) = status.code {
-        members.number("code", code);
+        object.number("code", code);
     }
 }
 
-fn name_withheld(event: &Event<'_>, request_uri: &str, withheld: &mut String) {
+/// Appends the names of the fields that [`write_shown`] leaves out of this event, separated by commas. Fields that are
+/// unknown inside a known one are left out without a name.
+pub fn write_withheld_names(event: &Event<'_>, request_uri: &str, out: &mut Vec<u8>) {
     let user = |user: Option<&User<'_>>| {
         (user.is_some_and(|user| user.uid.is_some()), user.is_some_and(|user| user.extra.is_some()))
     };
@@ -133,62 +156,60 @@ fn name_withheld(event: &Event<'_>, request_uri: &str, withheld: &mut String) {
         ("annotations", hides_annotations),
     ];
     let known = known.iter().filter(|(_, present)| *present).map(|(name, _)| *name);
+    let start = out.len();
     for name in known.chain(event.unknown_fields.iter().map(|name| &**name)) {
-        if !withheld.is_empty() {
-            withheld.push(',');
+        if out.len() > start {
+            out.push(b',');
         }
-        withheld.push_str(name);
+        out.extend_from_slice(name.as_bytes());
     }
 }
 
 /// A request URI without what a client may have carried in it; `None` where nothing had to be masked.
 ///
-/// Masked are the values of query parameters that are not known to be harmless, and all that follows a `proxy` segment.
+/// Masked are the values of query parameters that are not known to be harmless, and all that follows a `proxy` segment,
+/// the query included: it is for whatever is proxied to.
 pub fn mask_uri(uri: &str) -> Option<String> {
     let (path, query) = uri.split_once('?').map_or((uri, None), |(path, query)| (path, Some(query)));
-    let kept_path = path_before_proxied(path);
-    let proxied = kept_path.len() < path.len();
-    let harmless = |pair: &str| pair.split_once('=').is_none_or(|(key, _)| shown_parameter(key));
-    if !proxied && query.is_none_or(|query| query.split('&').all(harmless)) {
+    if let Some(proxied) = after_proxy_segment(path) {
+        let (kept, rest) = uri.split_at(proxied);
+        let separator = if rest.starts_with('?') { '?' } else { '/' };
+        return (!rest.is_empty()).then(|| format!("{kept}{separator}{MASK}"));
+    }
+    let query = query?;
+    let shown = |pair: &str| pair.split_once('=').is_none_or(|(key, _)| shown_parameter(key));
+    if query.split('&').all(shown) {
         return None;
     }
-    let mut masked = kept_path.to_owned();
-    if proxied {
-        masked.push_str(MASK);
-    }
-    if let Some(query) = query {
-        masked.push('?');
-        let pairs = query.split('&').map(|pair| match pair.split_once('=') {
-            Some((key, _)) if !shown_parameter(key) => format!("{key}={MASK}"),
-            _ => pair.to_owned(),
-        });
-        masked.push_str(&pairs.collect::<Vec<_>>().join("&"));
+    let mut masked = format!("{path}?");
+    for (index, pair) in query.split('&').enumerate() {
+        masked.push_str(if index > 0 { "&" } else { "" });
+        match pair.split_once('=') {
+            Some((key, _)) if !shown_parameter(key) => masked.extend([key, "=", MASK]),
+            _ => masked.push_str(pair),
+        }
     }
     Some(masked)
 }
 
-/// The path up to and including the slash behind its first `proxy` segment; whole where there is none.
-fn path_before_proxied(path: &str) -> &str {
+/// Where the path's first `proxy` segment ends.
+fn after_proxy_segment(path: &str) -> Option<usize> {
     let bytes = path.as_bytes();
-    let (mut start, mut at) = (0, 0);
-    while at < bytes.len() {
+    let mut start = 0;
+    for at in 0..=bytes.len() {
         // kube-apiserver splits what it has decoded, so an encoded slash separates as well as a plain one.
         let separator = match &bytes[at..] {
             [b'/', ..] => 1,
             [b'%', b'2', b'F' | b'f', ..] => 3,
-            _ => {
-                at += 1;
-                continue;
-            }
+            [] => 0,
+            _ => continue,
         };
-        let segment = &bytes[start..at];
-        at += separator;
-        start = at;
-        if percent_decode(segment).eq(b"proxy".iter().copied()) {
-            break;
+        if percent_decode(&bytes[start..at]).eq(b"proxy".iter().copied()) {
+            return Some(at);
         }
+        start = at + separator;
     }
-    &path[..at]
+    None
 }
 
 fn shown_parameter(key: &str) -> bool {
@@ -204,12 +225,12 @@ pub fn bodies_are_credentials(event: &Event<'_>) -> bool {
 }
 
 /// Writes the members of one JSON object.
-struct Members<'a> {
+struct Object<'a> {
     out: &'a mut Vec<u8>,
     any: bool,
 }
 
-impl<'a> Members<'a> {
+impl<'a> Object<'a> {
     fn new(out: &'a mut Vec<u8>) -> Self {
         Self { out, any: false }
     }
@@ -247,10 +268,10 @@ impl<'a> Members<'a> {
         self.out.extend_from_slice(value.to_string().as_bytes());
     }
 
-    fn nested(&mut self, key: &str, write: impl FnOnce(&mut Members<'_>)) {
+    fn nested(&mut self, key: &str, write: impl FnOnce(&mut Object<'_>)) {
         self.key(key);
         self.out.push(b'{');
-        write(&mut Members::new(self.out));
+        write(&mut Object::new(self.out));
         self.out.push(b'}');
     }
 }
@@ -263,10 +284,11 @@ mod tests {
         let event: Event<'_> = serde_json::from_str(event).unwrap();
         let masked = mask_uri(&event.request_uri);
         let uri = masked.as_deref().unwrap_or(&event.request_uri);
-        let (mut out, mut withheld) = (Vec::new(), String::new());
-        write_withheld(&event, uri, &mut out, &mut withheld);
-        let object = format!("{{{}}}", String::from_utf8(out).unwrap());
-        (serde_json::from_str(&object).unwrap(), withheld)
+        let (mut shown, mut names) = (b"{".to_vec(), Vec::new());
+        write_shown(&event, uri, &mut shown);
+        write_withheld_names(&event, uri, &mut names);
+        shown.push(b'}');
+        (serde_json::from_slice(&shown).unwrap(), String::from_utf8(names).unwrap())
     }
 
     #[test]
@@ -325,11 +347,13 @@ mod tests {
             ("/a?c%6Fntainer=c&w%61tch=1&t%6Fken=x", "/a?c%6Fntainer=c&w%61tch=1&t%6Fken=***"),
             ("/a?Watch=1", "/a?Watch=***"),
             ("/a?watch=1&=x&x==y", "/a?watch=1&=***&x=***"),
-            ("/a/services/s/proxy/admin/key?watch=1", "/a/services/s/proxy/***?watch=1"),
+            ("/a/services/s/proxy/admin/key?watch=1", "/a/services/s/proxy/***"),
+            ("/a/pods/p/proxy?container=secret", "/a/pods/p/proxy?***"),
             ("/a/services/s/pr%6Fxy/admin", "/a/services/s/pr%6Fxy/***"),
-            ("/a/services/s%2Fproxy%2fadmin", "/a/services/s%2Fproxy%2f***"),
+            ("/a/services/s%2Fproxy%2fadmin", "/a/services/s%2Fproxy/***"),
             ("/ä/proxy/ö", "/ä/proxy/***"),
             ("/api/v1/proxy/namespaces/x/pods/p/secret", "/api/v1/proxy/***"),
+            ("/proxy/proxy/x", "/proxy/***"),
         ];
         for (uri, expected) in masked {
             assert_eq!(mask_uri(uri).as_deref(), Some(expected), "{uri}");
@@ -345,7 +369,6 @@ mod tests {
             "/a?&",
             "/%",
             "/proxy",
-            "/a/proxy/",
         ] {
             assert_eq!(mask_uri(plain), None, "{plain}");
         }

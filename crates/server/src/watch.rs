@@ -5,15 +5,14 @@
 
 pub mod class;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use audit_stream_api::frame::{self, Bookmark};
 use audit_stream_api::object::{Gap, GapReason};
 use audit_stream_api::query::WatchOptions;
-use audit_stream_api::selector::Field;
-use audit_stream_api::status::Status;
-use audit_stream_api::{Resource, Sequence};
+use audit_stream_api::{Resource, Route, Sequence};
 use audit_stream_bus::{Bus, Cursor, Delivery, Lagged, Start};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,8 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::authn::User;
-use crate::authz::{Attributes, Lease, LeaseEnd};
+use crate::authz::{Attributes, Lease, Refusal};
 use crate::ingest::batch::Batch;
 use crate::metrics::{WatchMetrics, count};
 use crate::rejection::Rejection;
@@ -53,8 +51,8 @@ pub struct Watches {
 /// Who reads: for the words of a refusal, and for the log.
 #[derive(Debug)]
 pub struct Reader {
-    /// The user.
-    pub user: User,
+    /// The user's name.
+    pub username: String,
     /// What they were granted.
     pub attributes: Attributes,
     /// Joins the log with the cluster's audit log.
@@ -76,8 +74,8 @@ pub struct Watch {
     next_bookmark: Instant,
     /// Not yet announced.
     gap: Option<Gap>,
-    /// Written for the reader and not yet taken.
-    unread: Bytes,
+    /// Written for the reader and not yet taken: a batch's frames, and at most a bookmark before them.
+    unread: VecDeque<Bytes>,
     /// Why the watch ends when `unread` has been taken; `None` while it goes on.
     ending: Option<&'static str>,
     metrics: WatchMetrics,
@@ -89,7 +87,7 @@ enum Wake {
     Batch(Delivery<Batch>),
     Lagged(Lagged),
     Bookmark,
-    LeaseEnd(LeaseEnd),
+    LeaseEnd(Refusal),
     Timeout,
     Closing,
 }
@@ -137,7 +135,7 @@ impl Watches {
             deadline: now + timeout(options.timeout),
             next_bookmark: now + BOOKMARK_INTERVAL,
             gap: None,
-            unread: Bytes::new(),
+            unread: VecDeque::new(),
             ending: None,
             metrics: self.metrics.clone(),
             reader,
@@ -146,7 +144,7 @@ impl Watches {
         };
         watch.opened();
         match (expired, options.resource_version) {
-            (Some(oldest), Some(asked)) => watch.end_with("expired", &expired_status(asked, oldest)),
+            (Some(oldest), Some(asked)) => watch.end_with("expired", &Rejection::Expired { asked, oldest }),
             _ if options.send_initial_events && options.allow_bookmarks => {
                 watch.write_bookmark(watch.cursor.position(), Bookmark { initial_events_end: true, gap: None });
             }
@@ -158,9 +156,9 @@ impl Watches {
 
 /// A selector sees what the reader's view shows: on a withheld field it would be a way to guess it.
 fn check_selector(key: &ClassKey) -> Result<(), Rejection> {
-    let hidden = |field: &Field| key.resource == Resource::NamespacedEvents && view::HIDDEN_FIELDS.contains(field);
+    let shown = |field| key.route.resource == Resource::Events || view::shows(field);
     let mut fields = key.selector.requirements().iter().map(|requirement| requirement.field);
-    fields.find(hidden).map_or(Ok(()), |field| Err(Rejection::WithheldField(field.name())))
+    fields.find(|field| !shown(*field)).map_or(Ok(()), |field| Err(Rejection::WithheldField(field.name())))
 }
 
 fn timeout(asked: Option<Duration>) -> Duration {
@@ -176,10 +174,6 @@ fn timeout(asked: Option<Duration>) -> Duration {
     )
 }
 
-fn expired_status(asked: Sequence, oldest: Sequence) -> Status {
-    Status::failure(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
-}
-
 // === impl Watch ===
 
 impl Watch {
@@ -190,8 +184,8 @@ impl Watch {
                 // What ends a watch is a Status and nobody's event: it needs no permission.
                 return self.take_piece();
             }
-            if let Err(end) = self.lease.confirm().await {
-                self.end_of_lease(end);
+            if let Err(refusal) = self.lease.confirm().await {
+                self.end_of_lease(refusal);
                 continue;
             }
             if let Some(piece) = self.take_piece() {
@@ -202,7 +196,7 @@ impl Watch {
                 Wake::Batch(delivery) => self.write_batch(from, &delivery),
                 Wake::Lagged(lagged) => self.lagged(lagged),
                 Wake::Bookmark => self.write_bookmark(from, Bookmark::default()),
-                Wake::LeaseEnd(end) => self.end_of_lease(end),
+                Wake::LeaseEnd(refusal) => self.end_of_lease(refusal),
                 Wake::Timeout => self.ending = Some("timeout"),
                 Wake::Closing => self.ending = Some("shutdown"),
             }
@@ -225,12 +219,19 @@ impl Watch {
     }
 
     fn take_piece(&mut self) -> Option<Bytes> {
-        if self.unread.is_empty() {
-            return None;
+        let unread = self.unread.front_mut()?;
+        let piece = unread.split_to(unread.len().min(PIECE_BYTES));
+        if unread.is_empty() {
+            self.unread.pop_front();
         }
-        let piece = self.unread.split_to(self.unread.len().min(PIECE_BYTES));
         self.metrics.sent_bytes.inc_by(piece.len() as u64);
         Some(piece)
+    }
+
+    fn write(&mut self, frames: Bytes) {
+        if !frames.is_empty() {
+            self.unread.push_back(frames);
+        }
     }
 
     fn write_batch(&mut self, from: Sequence, delivery: &Delivery<Batch>) {
@@ -242,22 +243,24 @@ impl Watch {
         if self.bookmarks && self.gap.is_some() {
             // Before the events, at the place before them: who breaks off in between is told again when resuming there.
             self.write_bookmark(from, Bookmark::default());
-            let frames = self.class.frames_for_one(entry, *skip, None);
-            self.unread = [&*self.unread, &*frames].concat().into();
-        } else if *skip == 0 && self.gap.is_none() {
-            self.unread = self.class.frames(entry);
-        } else {
-            let announced = self.gap.as_ref().map(announcement);
-            self.unread = self.class.frames_for_one(entry, *skip, announced.as_deref());
-            if !self.unread.is_empty() {
-                self.gap_announced();
+        }
+        let shared = (*skip == 0).then(|| self.class.frames(entry));
+        match shared {
+            Some(frames) if self.gap.is_none() || frames.is_empty() => self.write(frames),
+            _ => {
+                let told = self.gap.as_ref().map(announcement);
+                let frames = self.class.frames_for_one(entry, *skip, told.as_deref());
+                if !frames.is_empty() {
+                    self.gap_announced();
+                }
+                self.write(frames);
             }
         }
     }
 
     fn lagged(&mut self, lagged: Lagged) {
         if self.strict {
-            self.end_with("lagged", &expired_status(lagged.from, lagged.to));
+            self.end_with("lagged", &Rejection::Expired { asked: lagged.from, oldest: lagged.to });
             return;
         }
         self.note_gap(GapReason::Lag, lagged.from.plus(1));
@@ -280,33 +283,31 @@ impl Watch {
     fn write_bookmark(&mut self, position: Sequence, bookmark: Bookmark) {
         self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
         let gap = self.gap.as_ref().map(announcement);
-        let ClassKey { resource, version, .. } = *self.class.key();
-        self.unread = frame::bookmark(resource, version, position, Bookmark { gap, ..bookmark }).into();
+        let Route { resource, version, .. } = self.class.key().route;
+        self.write(frame::bookmark(resource, version, position, Bookmark { gap, ..bookmark }).into());
         self.gap_announced();
     }
 
-    fn end_of_lease(&mut self, end: LeaseEnd) {
-        let Reader { user, attributes, .. } = &self.reader;
-        match end {
-            LeaseEnd::Withdrawn(reason) => {
-                let user = user.name.clone();
-                let rejection = Rejection::Forbidden { user, attributes: attributes.clone(), reason };
-                self.end_with("forbidden", &rejection.status());
-            }
-            LeaseEnd::Unconfirmed => self.end_with("unconfirmed", &Rejection::ReviewFailed.status()),
-        }
+    fn end_of_lease(&mut self, refusal: Refusal) {
+        let reason = match refusal {
+            Refusal::Denied(_) => "forbidden",
+            Refusal::Unknown => "unconfirmed",
+        };
+        let Reader { username, attributes, .. } = &self.reader;
+        let rejection = Rejection::of(refusal, username, attributes);
+        self.end_with(reason, &rejection);
     }
 
-    /// Drops what was not taken yet and leaves `status` as the last frame.
-    fn end_with(&mut self, reason: &'static str, status: &Status) {
-        self.unread = frame::error(status).into();
+    /// Drops what was not taken yet and leaves the refusal as the last frame.
+    fn end_with(&mut self, reason: &'static str, rejection: &Rejection) {
+        self.unread = VecDeque::from([frame::error(&rejection.status()).into()]);
         self.ending = Some(reason);
     }
 
     /// The audit ID joins this line with the cluster's audit log, which says who it was.
     fn opened(&self) {
         self.metrics.open.inc();
-        let ClassKey { resource, namespace, .. } = self.class.key();
+        let Route { resource, namespace, .. } = &self.class.key().route;
         let audit_id = &self.reader.audit_id;
         info!(auditEvent = true, audit_id, resource = resource.name(), namespace, "watch opened");
     }

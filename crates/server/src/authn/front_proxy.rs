@@ -24,6 +24,7 @@ pub struct FrontProxyTrust {
     username_headers: Vec<String>,
     uid_headers: Vec<String>,
     group_headers: Vec<String>,
+    /// In lower case.
     extra_header_prefixes: Vec<String>,
 }
 
@@ -52,7 +53,7 @@ impl FrontProxyTrust {
             username_headers: names("requestheader-username-headers")?,
             uid_headers: names("requestheader-uid-headers")?,
             group_headers: names("requestheader-group-headers")?,
-            extra_header_prefixes: names("requestheader-extra-headers-prefix")?,
+            extra_header_prefixes: lower(names("requestheader-extra-headers-prefix")?),
         })
     }
 
@@ -83,10 +84,7 @@ impl FrontProxyTrust {
         let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in headers {
             // http stores header names in lower case, and upstream lowers the key too.
-            let key = self
-                .extra_header_prefixes
-                .iter()
-                .find_map(|prefix| name.as_str().strip_prefix(prefix.to_ascii_lowercase().as_str()));
+            let key = self.extra_header_prefixes.iter().find_map(|prefix| name.as_str().strip_prefix(prefix.as_str()));
             if let Some(key) = key {
                 let decoded = percent_decode_str(key).decode_utf8();
                 let key = decoded.map_or_else(|_| key.to_owned(), std::borrow::Cow::into_owned);
@@ -95,6 +93,10 @@ impl FrontProxyTrust {
         }
         Ok(extra)
     }
+}
+
+fn lower(names: Vec<String>) -> Vec<String> {
+    names.iter().map(|name| name.to_ascii_lowercase()).collect()
 }
 
 /// The value of the first of `names` that has one. kube-apiserver writes it once, so two are somebody else's doing.

@@ -1,6 +1,8 @@
 use futures::future::join_all;
 use tokio::time::{advance, sleep};
 
+use audit_stream_api::{Resource, Version};
+
 use super::*;
 use crate::testing::{Reviewer, Verdict};
 
@@ -11,9 +13,11 @@ fn alice() -> User {
 fn watch(namespace: Option<&str>) -> Attributes {
     Attributes::Resource {
         verb: "watch",
-        version: Version::V1,
-        resource: Resource::NamespacedEvents,
-        namespace: namespace.map(str::to_owned),
+        route: Route {
+            version: Version::V1,
+            resource: Resource::NamespacedEvents,
+            namespace: namespace.map(str::to_owned),
+        },
     }
 }
 
@@ -119,7 +123,7 @@ async fn withdrawn_permission_ends_a_lease() {
     let mut lease = lease(&reviewer).await;
     reviewer.now(Verdict::Deny("gone"));
     let from = Instant::now();
-    assert_eq!(lease.end().await, LeaseEnd::Withdrawn("gone".to_owned()));
+    assert_eq!(lease.end().await, Refusal::Denied("gone".to_owned()));
     assert_eq!(from.elapsed(), Duration::from_secs(8));
 }
 
@@ -130,9 +134,9 @@ async fn a_reviewer_that_does_not_answer_ends_a_lease_when_its_term_is_over() {
         let mut lease = lease(&reviewer).await;
         reviewer.now(verdict);
         let from = Instant::now();
-        assert_eq!(lease.end().await, LeaseEnd::Unconfirmed);
+        assert_eq!(lease.end().await, Refusal::Unknown);
         assert_eq!(from.elapsed(), Duration::from_secs(20));
-        assert_eq!(lease.confirm().await, Err(LeaseEnd::Unconfirmed));
+        assert_eq!(lease.confirm().await, Err(Refusal::Unknown));
     }
 }
 
@@ -173,13 +177,13 @@ async fn a_lease_that_nobody_looked_after_asks_anew_before_it_holds_again() {
     let mut withdrawn = lease(&reviewer).await;
     advance(Duration::from_secs(300)).await;
     reviewer.now(Verdict::Deny("gone"));
-    assert_eq!(withdrawn.confirm().await, Err(LeaseEnd::Withdrawn("gone".to_owned())));
+    assert_eq!(withdrawn.confirm().await, Err(Refusal::Denied("gone".to_owned())));
 
     reviewer.now(Verdict::Allow);
     let mut unanswered = lease(&reviewer).await;
     advance(Duration::from_secs(300)).await;
     reviewer.now(Verdict::Hang);
     let from = Instant::now();
-    assert_eq!(unanswered.confirm().await, Err(LeaseEnd::Unconfirmed));
+    assert_eq!(unanswered.confirm().await, Err(Refusal::Unknown));
     assert_eq!(from.elapsed(), REVIEW_TIMEOUT);
 }

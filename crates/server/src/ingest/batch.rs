@@ -1,7 +1,8 @@
 //! One accepted batch: what the bus stores and every watch class reads.
 //!
-//! All text of a batch lies in one buffer, and everything else is places in it: the events' own bytes, their withheld
-//! form, and the values that selectors compare. A value that the event's own bytes spell out is not stored twice.
+//! All text of a batch lies in one buffer, and everything else is places in it: the events' own bytes, what
+//! `namespacedevents` shows of them, and the values that selectors compare. A value that the event's own bytes spell out
+//! is not stored twice.
 
 use std::borrow::Cow;
 
@@ -38,7 +39,7 @@ pub struct StoredEvent<'a> {
     stored: &'a Stored,
 }
 
-/// The largest body whose batch is sure to fit [`Span`]: the withheld form writes a byte as six at most (`\u0000`), the
+/// The largest body whose batch is sure to fit [`Span`]: what is shown writes a byte as six at most (`\u0000`), the
 /// values of selectors once more, beside the event's own bytes.
 pub const MAX_BODY_BYTES: u64 = u32::MAX as u64 / 8;
 
@@ -50,7 +51,7 @@ struct Stored {
     /// The event's own fields, without braces.
     full: Span,
     /// What `namespacedevents` shows of them.
-    withheld: Span,
+    shown: Span,
     /// Which it does not show, for the annotation.
     withheld_names: Span,
     /// By ordinal of [`Field`]. Empty for fields that are absent, have many values or are made by the server.
@@ -75,7 +76,7 @@ struct Span {
 impl BatchBuilder {
     /// A builder with room for the events of a body of `body_bytes`.
     pub fn with_capacity(body_bytes: usize) -> Self {
-        // Events at level Metadata are there twice, whole and withheld, and the latter is the shorter.
+        // Events at level Metadata are there twice, whole and as shown, and the latter is the shorter.
         Self { text: Vec::with_capacity(body_bytes * 2), ..Self::default() }
     }
 
@@ -94,20 +95,20 @@ impl BatchBuilder {
         let creation_timestamp = event.stage_timestamp.as_deref().and_then(whole_seconds);
         let creation_timestamp = creation_timestamp.map(|time| texts.append(&time));
         let mut masked_uri = values[Field::RequestUri as usize];
-        let (mut withheld, mut withheld_names) = (Span::default(), Span::default());
+        let (mut shown, mut withheld_names) = (Span::default(), Span::default());
         if namespace.is_some() {
-            // Only what has a namespace is ever read in its withheld form.
+            // What has no namespace is never seen by a reader of one.
             let masked = view::mask_uri(&event.request_uri);
             if let Some(masked) = &masked {
                 masked_uri = texts.append(masked);
             }
-            (withheld, withheld_names) = texts.withheld(event, masked.as_deref().unwrap_or(&event.request_uri));
+            (shown, withheld_names) = texts.view(event, masked.as_deref().unwrap_or(&event.request_uri));
         }
         self.events.push(Stored {
             namespace,
             creation_timestamp,
             full,
-            withheld,
+            shown,
             withheld_names,
             values,
             masked_uri,
@@ -201,12 +202,13 @@ impl<'a> Texts<'a> {
         Span::new(start, values.len())
     }
 
-    fn withheld(&mut self, event: &Event<'_>, shown_uri: &str) -> (Span, Span) {
-        let mut names = String::new();
+    /// What a reader of the namespace sees, and the names of what they do not.
+    fn view(&mut self, event: &Event<'_>, shown_uri: &str) -> (Span, Span) {
         let start = self.buffer.len();
-        view::write_withheld(event, shown_uri, self.buffer, &mut names);
-        let withheld = Span::new(start, self.buffer.len() - start);
-        (withheld, self.append(&names))
+        view::write_shown(event, shown_uri, self.buffer);
+        let middle = self.buffer.len();
+        view::write_withheld_names(event, shown_uri, self.buffer);
+        (Span::new(start, middle - start), Span::new(middle, self.buffer.len() - middle))
     }
 }
 
@@ -329,8 +331,8 @@ impl<'a> StoredEvent<'a> {
     }
 
     /// The fields that `namespacedevents` shows, as JSON members; empty where there is no namespace.
-    pub fn withheld(self) -> &'a [u8] {
-        self.stored.withheld.of(&self.batch.text)
+    pub fn shown(self) -> &'a [u8] {
+        self.stored.shown.of(&self.batch.text)
     }
 
     /// The names of those it does not show, separated by commas.

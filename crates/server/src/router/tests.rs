@@ -7,8 +7,8 @@ use crate::metrics::WatchMetrics;
 use crate::testing::{FrontProxy, Reviewer, Verdict, stranger};
 
 fn resource(version: Version, resource: Resource, namespace: Option<&str>) -> Target {
-    let namespace = namespace.map(str::to_owned);
-    Target::Resource { version, resource, namespace, named: false, watch_prefix: false }
+    let route = Route { version, resource, namespace: namespace.map(str::to_owned) };
+    Target::Resource { route, named: false, watch_prefix: false }
 }
 
 #[test]
@@ -23,13 +23,8 @@ fn paths() {
     for named in ["/v1/events/x", "/v1/namespaces/shop/namespacedevents/x", "/v1/events/x/status"] {
         assert!(matches!(parse(named), Target::Resource { named: true, .. }), "{named}");
     }
-    let prefixed = Target::Resource {
-        version: V1,
-        resource: NamespacedEvents,
-        namespace: Some("shop".to_owned()),
-        named: false,
-        watch_prefix: true,
-    };
+    let route = Route { version: V1, resource: NamespacedEvents, namespace: Some("shop".to_owned()) };
+    let prefixed = Target::Resource { route, named: false, watch_prefix: true };
     assert_eq!(parse("/v1/watch/namespaces/shop/namespacedevents"), prefixed);
     let unknown = [
         "/v1/pods",

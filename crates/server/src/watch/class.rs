@@ -1,47 +1,62 @@
 //! Watch classes: all watches that want the same bytes share them.
 //!
-//! The first watch of a class to reach a batch filters it and writes its frames; the others take those. The bytes live as
-//! long as somebody holds them: a reader that is far behind its class pays for its own.
+//! The first watch of a class to reach a batch filters it and writes its frames; the others take those, and the last to
+//! take them is the last to hold them. What waits for readers is charged to one budget; where that is spent, a reader
+//! writes its own.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use audit_stream_api::object::{self, ObjectMeta};
 use audit_stream_api::selector::{Field, FieldSelector};
-use audit_stream_api::{Resource, Sequence, Version};
+use audit_stream_api::{Resource, Route, Sequence};
 use audit_stream_bus::Entry;
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ingest::batch::{Batch, StoredEvent};
 
-/// How many recent batches' frames a class can find again: readers of one class are rarely further apart. An entry is a
-/// number and a pointer, and holds no bytes.
+/// How many recent batches a class keeps frames of for those of its readers who are not there yet. Eight batches are two
+/// seconds of kube-apiserver's default rate; who is further behind writes its own.
 const RECENT_BATCHES: usize = 8;
 
-/// What makes two watches want the same bytes.
+/// Frames that wait for readers, of all classes together.
+const CLASS_BYTES: usize = 64 << 20;
+
+/// What makes two watches want the same bytes. The resource also decides the view.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClassKey {
-    /// Also decides the view: `namespacedevents` shows the withheld form.
-    pub resource: Resource,
-    /// Decides `apiVersion`.
-    pub version: Version,
-    /// `None`: of all namespaces, or of the cluster.
-    pub namespace: Option<String>,
-    /// Which events.
+    /// Whose events, and in which dress.
+    pub route: Route,
+    /// Which of them.
     pub selector: FieldSelector,
 }
 
-/// A class with at least one watch.
+/// A class with at least one watch, each of which holds it by an `Arc` of its own.
 #[derive(Debug)]
 pub struct Class {
     key: ClassKey,
-    recent: Mutex<VecDeque<(Sequence, Weak<Vec<u8>>)>>,
+    recent: Mutex<VecDeque<Frames>>,
+    budget: Arc<Semaphore>,
+}
+
+/// A batch's frames, waiting for the rest of the class.
+#[derive(Debug)]
+struct Frames {
+    /// Of the batch.
+    first: Sequence,
+    bytes: Bytes,
+    /// How many watches have taken them.
+    taken: usize,
+    _charge: OwnedSemaphorePermit,
 }
 
 /// The classes that have watches.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Classes {
     live: Mutex<HashMap<ClassKey, Weak<Class>>>,
+    /// One permit for each byte of [`CLASS_BYTES`].
+    budget: Arc<Semaphore>,
 }
 
 // === impl Classes ===
@@ -55,9 +70,16 @@ impl Classes {
         }
         // Swept where a class is added, so that the map holds no more than the classes that are alive and this one.
         live.retain(|_, class| class.strong_count() > 0);
-        let class = Arc::new(Class { key: key.clone(), recent: Mutex::default() });
+        let budget = Arc::clone(&self.budget);
+        let class = Arc::new(Class { key: key.clone(), recent: Mutex::default(), budget });
         live.insert(key, Arc::downgrade(&class));
         class
+    }
+}
+
+impl Default for Classes {
+    fn default() -> Self {
+        Self { live: Mutex::default(), budget: Arc::new(Semaphore::new(CLASS_BYTES)) }
     }
 }
 
@@ -69,28 +91,40 @@ impl Class {
         &self.key
     }
 
-    /// The frames of a batch's events that the class selects, shared with every other watch of the class.
-    pub fn frames(&self, entry: &Entry<Batch>) -> Bytes {
+    /// The frames of a batch's events that the class selects, shared with every other watch of the class. Each watch calls
+    /// this once for each batch.
+    pub fn frames(self: &Arc<Self>, entry: &Entry<Batch>) -> Bytes {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = recent.iter().find(|(first, _)| *first == entry.first());
-        if let Some(frames) = known.and_then(|(_, frames)| frames.upgrade()) {
-            return shared(frames);
+        // Watches that have joined since the batch was published are counted too and will not come: what waits for them
+        // is pushed out by the batches that follow.
+        let readers = Arc::strong_count(self);
+        if let Some(index) = recent.iter().position(|frames| frames.first == entry.first()) {
+            let frames = &mut recent[index];
+            frames.taken += 1;
+            let (bytes, last) = (frames.bytes.clone(), frames.taken >= readers);
+            if last {
+                recent.remove(index);
+            }
+            return bytes;
         }
         // Under the lock, so that watches that come at the same time wait for the frames and do not make them again.
-        let frames = Arc::new(self.write_frames(entry, 0, None));
-        recent.retain(|(first, _)| *first != entry.first());
-        recent.truncate(RECENT_BATCHES - 1);
-        recent.push_front((entry.first(), Arc::downgrade(&frames)));
-        shared(frames)
+        let bytes = self.frames_for_one(entry, 0, None);
+        if readers > 1
+            && let Some(charge) = self.charge(bytes.len())
+        {
+            recent.truncate(RECENT_BATCHES - 1);
+            recent.push_front(Frames { first: entry.first(), bytes: bytes.clone(), taken: 1, _charge: charge });
+        }
+        bytes
+    }
+
+    fn charge(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.budget).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
     }
 
     /// The same for one reader alone: from the event at index `skip` on, with a gap told on the first frame.
-    pub fn frames_for_one(&self, entry: &Entry<Batch>, skip: u64, gap: Option<&str>) -> Bytes {
-        self.write_frames(entry, skip, gap).into()
-    }
-
-    fn write_frames(&self, entry: &Entry<Batch>, skip: u64, mut gap: Option<&str>) -> Vec<u8> {
-        let ClassKey { resource, version, .. } = self.key;
+    pub fn frames_for_one(&self, entry: &Entry<Batch>, skip: u64, mut gap: Option<&str>) -> Bytes {
+        let Route { resource, version, .. } = self.key.route;
         let mut out = Vec::new();
         for (index, event) in (0..).zip(entry.payload().events()).skip_while(|(index, _)| *index < skip) {
             let sequence = entry.first().plus(index);
@@ -99,7 +133,7 @@ impl Class {
             }
             let (fields, withheld) = match resource {
                 Resource::Events => (event.full(), None),
-                Resource::NamespacedEvents => (event.withheld(), event.withheld_names()),
+                Resource::NamespacedEvents => (event.shown(), event.withheld_names()),
             };
             let meta = ObjectMeta {
                 namespace: event.namespace().filter(|_| resource.namespaced()),
@@ -110,11 +144,11 @@ impl Class {
             };
             object::write_added(&mut out, resource, version, meta, fields);
         }
-        out
+        out.into()
     }
 
     fn selects(&self, event: StoredEvent<'_>, sequence: Sequence) -> bool {
-        let ClassKey { resource, namespace, selector, .. } = &self.key;
+        let ClassKey { route: Route { resource, namespace, .. }, selector } = &self.key;
         let in_scope = match (resource, namespace) {
             (Resource::Events, _) => true,
             (Resource::NamespacedEvents, None) => event.namespace().is_some(),
@@ -122,24 +156,11 @@ impl Class {
         };
         in_scope
             && selector.matches(|field, value| match field {
-                Field::MetadataName => object::name(sequence) == value,
+                Field::MetadataName => object::Name(sequence).to_string() == value,
                 Field::RequestUri if resource.namespaced() => event.holds_masked_uri(value),
                 _ => event.holds(field, value),
             })
     }
-}
-
-/// Bytes that keep the frames alive until the last of them is written.
-fn shared(frames: Arc<Vec<u8>>) -> Bytes {
-    struct Shared(Arc<Vec<u8>>);
-
-    impl AsRef<[u8]> for Shared {
-        fn as_ref(&self) -> &[u8] {
-            &self.0
-        }
-    }
-
-    Bytes::from_owner(Shared(frames))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@ use audit_stream_bus::Config;
 use tokio::time::{advance, timeout};
 
 use super::*;
+use crate::authn::User;
 use crate::authz::Authorizer;
 use crate::ingest::batch::BatchBuilder;
 use crate::testing::{Reviewer, Verdict, batch};
@@ -30,23 +31,14 @@ impl Stage {
 
     async fn watch(&self, query: &str) -> Watch {
         let user = User { name: "alice".to_owned(), ..User::anonymous() };
-        let namespace = Some("shop".to_owned());
-        let attributes = Attributes::Resource {
-            verb: "watch",
-            version: Version::V1,
-            resource: Resource::NamespacedEvents,
-            namespace: namespace.clone(),
-        };
+        let route =
+            Route { version: Version::V1, resource: Resource::NamespacedEvents, namespace: Some("shop".to_owned()) };
+        let attributes = Attributes::Resource { verb: "watch", route: route.clone() };
         let grant = self.authorizer.authorize(&user, &attributes).await.unwrap();
         let options = WatchOptions::parse(query).unwrap();
-        let key = ClassKey {
-            resource: Resource::NamespacedEvents,
-            version: Version::V1,
-            namespace,
-            selector: options.field_selector.clone(),
-        };
+        let key = ClassKey { route, selector: options.field_selector.clone() };
         let lease = Lease::new(Arc::clone(&self.authorizer), grant);
-        let reader = Reader { user, attributes, audit_id: "x".to_owned() };
+        let reader = Reader { username: user.name, attributes, audit_id: "x".to_owned() };
         self.watches.open(key, &options, lease, reader).unwrap()
     }
 
@@ -189,7 +181,7 @@ async fn what_a_source_lost_is_told_once() {
 async fn a_reader_that_falls_behind_is_told_or_ended() {
     let one = batch(&[("x", Some("shop"))]).bytes();
     let stage = Stage::retaining(one * 2);
-    let start = stage.bus.head();
+    let start = 1_000_000;
     let mut plain = stage.watch("").await;
     let mut bookmarked = stage.watch("allowWatchBookmarks=true").await;
     let mut strict = stage.watch(&format!("resourceVersion={start}")).await;

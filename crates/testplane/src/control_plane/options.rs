@@ -74,7 +74,7 @@ mod tests {
             let rules = everything(namespaces)["rules"].as_array().unwrap().clone();
             rules.iter().map(|rule| rule["level"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(levels(&[]), ["None", "Metadata"]);
-        assert_eq!(levels(&["shop".to_owned()]), ["None", "RequestResponse", "Metadata"]);
+        assert_eq!(levels(&[]), ["Metadata"]);
+        assert_eq!(levels(&["shop".to_owned()]), ["RequestResponse", "Metadata"]);
     }
 }

@@ -94,16 +94,16 @@ fn values_that_borrow_are_not_stored_twice() {
 }
 
 #[test]
-fn the_withheld_form_is_there_for_attributed_events_only() {
+fn the_view_is_there_for_attributed_events_only() {
     let attributed = batch(EVENT, Some("shop"));
     let event = attributed.events().next().unwrap();
     assert_eq!(event.namespace(), Some("shop"));
     assert_eq!(event.creation_timestamp(), Some("2026-11-20T15:00:00Z"));
     assert_eq!(event.withheld_names(), Some("requestURI,sourceIPs,later"));
-    assert!(std::str::from_utf8(event.withheld()).unwrap().contains("command=***"));
+    assert!(std::str::from_utf8(event.shown()).unwrap().contains("command=***"));
     let cluster = batch(EVENT, None);
     let event = cluster.events().next().unwrap();
-    assert_eq!((event.namespace(), event.withheld(), event.withheld_names()), (None, &b""[..], None));
+    assert_eq!((event.namespace(), event.shown(), event.withheld_names()), (None, &b""[..], None));
 }
 
 #[test]

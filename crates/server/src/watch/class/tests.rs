@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use audit_stream_api::Version;
 use audit_stream_bus::{Bus, Config};
 
 use super::*;
@@ -7,9 +8,7 @@ use crate::testing::batch;
 
 fn key(resource: Resource, namespace: Option<&str>, selector: &str) -> ClassKey {
     ClassKey {
-        resource,
-        version: Version::V1,
-        namespace: namespace.map(str::to_owned),
+        route: Route { version: Version::V1, resource, namespace: namespace.map(str::to_owned) },
         selector: FieldSelector::parse(selector).unwrap(),
     }
 }
@@ -61,33 +60,50 @@ async fn selectors_see_what_the_view_shows() {
 }
 
 #[tokio::test]
-async fn watches_of_a_class_share_one_copy_that_dies_with_its_last_reader() {
+async fn watches_of_a_class_share_one_copy_that_is_let_go_with_its_last_reader() {
     let classes = Classes::default();
     let entry = entry();
-    let shop = || classes.join(key(Resource::NamespacedEvents, Some("shop"), "verb=get"));
-    let (one, two) = (shop(), shop());
-    let (first, second) = (one.frames(&entry), two.frames(&entry));
-    assert_eq!(first.as_ptr(), second.as_ptr());
-    let other = classes.join(key(Resource::NamespacedEvents, Some("shop"), "verb!=list"));
-    assert_ne!(first.as_ptr(), other.frames(&entry).as_ptr());
+    let shop = |selector| classes.join(key(Resource::NamespacedEvents, Some("shop"), selector));
+    let (one, two, three) = (shop("verb=get"), shop("verb=get"), shop("verb=get"));
+    // Where it lies, though whoever wrote it has long sent and dropped it.
+    let taken = |class: &Arc<Class>| class.frames(&entry).as_ptr();
+    let first = taken(&one);
+    assert_eq!(classes.budget.available_permits(), CLASS_BYTES - one.frames_for_one(&entry, 0, None).len());
+    assert_eq!((taken(&two), taken(&three)), (first, first));
+    assert_eq!((classes.budget.available_permits(), one.recent.lock().unwrap().len()), (CLASS_BYTES, 0));
 
-    drop((first, second));
-    let (_, frames) = one.recent.lock().unwrap()[0].clone();
-    assert!(frames.upgrade().is_none(), "nobody holds the frames, and they are still there");
-    drop((one, two));
-    drop(classes.join(key(Resource::Events, None, "")));
-    assert_eq!(classes.live.lock().unwrap().len(), 2, "the class that has a watch, and the one that was just made");
+    let alone = shop("verb!=list");
+    taken(&alone);
+    assert_eq!(classes.budget.available_permits(), CLASS_BYTES, "nobody else will come");
 }
 
 #[tokio::test]
-async fn a_class_remembers_a_bounded_number_of_batches() {
-    let class = Classes::default().join(key(Resource::Events, None, ""));
+async fn a_class_goes_with_its_last_watch() {
+    let classes = Classes::default();
+    let one = classes.join(key(Resource::Events, None, "verb=get"));
+    let two = classes.join(key(Resource::Events, None, "verb=get"));
+    assert!(Arc::ptr_eq(&one, &two));
+    drop(one.frames(&entry()));
+    drop((one, two));
+    assert_eq!(classes.budget.available_permits(), CLASS_BYTES);
+    let _other = classes.join(key(Resource::Events, None, ""));
+    assert_eq!(classes.live.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_waits_for_readers_is_bounded() {
+    let classes = Classes::default();
+    let class = classes.join(key(Resource::Events, None, ""));
+    let _never_comes = Arc::clone(&class);
     let entries = entries((0..20).map(|index| batch(&[(&*index.to_string(), None)])).collect());
-    let frames: Vec<_> = entries.iter().map(|entry| class.frames(entry)).collect();
+    for entry in &entries {
+        class.frames(entry);
+    }
     assert_eq!(class.recent.lock().unwrap().len(), RECENT_BATCHES);
-    assert_eq!(class.frames(&entries[19]).as_ptr(), frames[19].as_ptr());
-    // Long forgotten: made again, and the same.
-    assert_eq!(class.frames(&entries[0]), frames[0]);
+    let _spent = classes.budget.try_acquire_many(u32::try_from(classes.budget.available_permits()).unwrap()).unwrap();
+    // No longer kept, and none can be: made again, and the same.
+    assert_eq!(read(&class.frames(&entries[0])), [("0".to_owned(), 1000)]);
+    assert_eq!(class.recent.lock().unwrap().len(), RECENT_BATCHES);
 }
 
 #[tokio::test]
