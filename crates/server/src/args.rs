@@ -157,7 +157,7 @@ pub struct ServeArgs {
     #[arg(long, env = "AUDIT_STREAM_LOGGING_FORMAT", default_value = "text", value_name = "FORMAT")]
     logging_format: LoggingFormat,
 
-    /// Verbosity of the log: up to 3 informs, 4 debugs, more traces.
+    /// Verbosity of the log: up to 3 informs, 4 and 5 debug, more traces.
     #[arg(short, long = "v", env = "AUDIT_STREAM_V", default_value_t = 2, value_name = "LEVEL")]
     v: u8,
 }

@@ -12,10 +12,8 @@ use crate::pki::Identity;
 
 mod client;
 mod go_url;
-pub(crate) mod tasks;
 #[cfg(test)]
 mod tests;
-pub(crate) mod tls;
 mod user;
 mod watch;
 

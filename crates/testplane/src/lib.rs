@@ -10,4 +10,6 @@ pub mod manifests;
 pub mod pki;
 pub mod process;
 pub mod reviewer;
+mod tasks;
+mod tls;
 pub mod webhook_sender;

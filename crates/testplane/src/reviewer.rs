@@ -22,9 +22,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::front_proxy::tasks::{Executor, Tasks};
-use crate::front_proxy::tls;
 use crate::pki::Authority;
+use crate::tasks::{Executor, Tasks};
+use crate::tls;
 
 mod config_map;
 mod config_map_watch;

@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::front_proxy::tasks::Tasks;
 use crate::front_proxy::{Client, Response, Target, request};
+use crate::tasks::Tasks;
 
 mod delivery;
 mod ledger;

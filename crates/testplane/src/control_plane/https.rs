@@ -10,14 +10,13 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::pki::Identity;
+use crate::tls;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -32,20 +31,7 @@ pub(crate) struct HttpsClient {
 impl HttpsClient {
     /// Trusts `ca_pem` alone, and presents `identity` if there is one.
     pub(crate) fn new(ca_pem: &str, server_name: &str, port: u16, identity: Option<&Identity>) -> Result<Self> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-            roots.add(certificate.context("the CA is not PEM")?).context("the CA cannot be trusted")?;
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let builder = builder.with_root_certificates(roots);
-        let config = match identity {
-            None => builder.with_no_client_auth(),
-            Some(Identity { certificate_pem, key_pem }) => {
-                let chain = CertificateDer::pem_slice_iter(certificate_pem.as_bytes()).collect::<Result<_, _>>()?;
-                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key_pem.as_bytes())?)?
-            }
-        };
+        let config = tls::client_config(ca_pem, identity, &[b"http/1.1"], false)?;
         let server_name = ServerName::try_from(server_name.to_owned()).context("not a server name")?;
         Ok(Self { tls: TlsConnector::from(Arc::new(config)), server_name, port })
     }

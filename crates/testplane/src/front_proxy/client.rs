@@ -25,10 +25,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::tasks::Tasks;
-use super::tls;
 use super::watch::Watch;
 use crate::pki::Identity;
+use crate::tasks::Tasks;
+use crate::tls;
 
 // What Go's HTTP/2 transport grants its peer: kube-apiserver buffers this much for readers that do not read.
 const CONNECTION_WINDOW: u32 = 1 << 30;

@@ -21,9 +21,9 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::super::tasks::{Executor, Tasks};
-use super::super::tls::mutual_server_config;
 use crate::pki::Authority;
+use crate::tasks::{Executor, Tasks};
+use crate::tls::mutual_server_config;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 

@@ -17,9 +17,9 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::front_proxy::Target;
-use crate::front_proxy::tasks::Tasks;
-use crate::front_proxy::tls::mutual_server_config;
 use crate::pki::Authority;
+use crate::tasks::Tasks;
+use crate::tls::mutual_server_config;
 
 pub(super) struct Sink {
     address: SocketAddr,
