@@ -5,7 +5,15 @@
 
 #![expect(unreachable_pub, reason = "`pub` here says what a module offers the others of this binary")]
 
+mod ingest;
+mod ingest_senders;
+mod permission;
 mod real_api;
 mod real_cluster;
 mod real_first_light;
 mod real_lifecycle;
+mod refusals;
+mod stage;
+mod watch;
+mod watch_place;
+mod watch_wire;

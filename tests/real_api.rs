@@ -17,7 +17,8 @@ async fn kubectl_finds_explains_and_reviews_the_resources() -> Result<()> {
     cluster.let_watch(&alice, "shop").await?;
     let admin = cluster.admin();
 
-    let resources = admin.kubectl.run(&["api-resources", "--api-group=audit.k8s.io", "--no-headers"]).await?.success()?;
+    let resources =
+        admin.kubectl.run(&["api-resources", "--api-group=audit.k8s.io", "--no-headers"]).await?.success()?;
     let rows: Vec<Vec<_>> = resources.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(
         rows,
@@ -28,7 +29,8 @@ async fn kubectl_finds_explains_and_reviews_the_resources() -> Result<()> {
     );
 
     for (resource, kind) in [("events", "Event"), ("namespacedevents", "NamespacedEvent")] {
-        let explain = |version| ["explain".to_owned(), resource.to_owned(), format!("--api-version=audit.k8s.io/{version}")];
+        let explain =
+            |version| ["explain".to_owned(), resource.to_owned(), format!("--api-version=audit.k8s.io/{version}")];
         let text = alice.succeed_in_the_end(&explain("v1")).await?;
         for expected in [&format!("KIND:       {kind}"), "auditID", "requestURI", "audit event"] {
             assert!(text.to_lowercase().contains(&expected.to_lowercase()), "no {expected} in {text}");
@@ -52,7 +54,11 @@ async fn kubectl_finds_explains_and_reviews_the_resources() -> Result<()> {
     let core = admin.kubectl.run(&["get", "events", "-A", "-v=6"]).await?;
     assert!(core.status.success() && core.stderr.contains("/api/v1/events"), "{}", core.stderr);
     let ours = admin.kubectl.run(&["get", "events.audit.k8s.io"]).await?;
-    assert!(ours.stderr.contains("(MethodNotAllowed): list is not supported on resources of kind \"events.audit.k8s.io\""), "{}", ours.stderr);
+    assert!(
+        ours.stderr.contains("(MethodNotAllowed): list is not supported on resources of kind \"events.audit.k8s.io\""),
+        "{}",
+        ours.stderr
+    );
     Ok(())
 }
 
@@ -64,13 +70,23 @@ async fn every_other_verb_gets_its_status_through_kube_apiserver() -> Result<()>
     let shop = "/apis/audit.k8s.io/v1/namespaces/shop/namespacedevents";
     let cases = [
         ("GET", shop.to_owned(), 405, "list is not supported on resources of kind \"namespacedevents.audit.k8s.io\""),
-        ("GET", format!("{shop}/x"), 405, "get is not supported on resources of kind \"namespacedevents.audit.k8s.io\""),
+        (
+            "GET",
+            format!("{shop}/x"),
+            405,
+            "get is not supported on resources of kind \"namespacedevents.audit.k8s.io\"",
+        ),
         ("POST", shop.to_owned(), 405, "the server does not allow this method on the requested resource"),
         ("PUT", format!("{shop}/x"), 405, "the server does not allow this method on the requested resource"),
         ("PATCH", format!("{shop}/x"), 405, "the server does not allow this method on the requested resource"),
         ("DELETE", format!("{shop}/x"), 405, "the server does not allow this method on the requested resource"),
         ("DELETE", shop.to_owned(), 405, "the server does not allow this method on the requested resource"),
-        ("GET", shop.replace("namespacedevents", "events?watch=1"), 404, "the server could not find the requested resource"),
+        (
+            "GET",
+            shop.replace("namespacedevents", "events?watch=1"),
+            404,
+            "the server could not find the requested resource",
+        ),
         ("GET", format!("{shop}?watch=1&fieldSelector=a"), 400, "invalid selector: 'a'; can't understand 'a'"),
     ];
     for (method, path, code, message) in cases {
