@@ -7,7 +7,7 @@
 //!
 //! It knows no HTTP and no Kubernetes: what it orders is a type parameter. What it promises:
 //!
-//! - **Order is total.** Every event of every batch has its own [`Sequence`], and they only grow.
+//! - **Order is total.** Every event of every batch has its own [`Sequence`](audit_stream_api::Sequence), and they only grow.
 //! - **Bounded.** What is retained stays within [`Config::retain_bytes`], but for the newest batch, which always fits.
 //! - **A publisher never waits for a reader.** A cursor that falls behind the retained window is told so ([`Lagged`]).
 //! - **Shared.** A batch is stored once; readers hold it by `Arc`.

@@ -39,8 +39,10 @@ pub struct StoredEvent<'a> {
     stored: &'a Stored,
 }
 
-/// The largest body whose batch is sure to fit [`Span`]: what is shown writes a byte as six at most (`\u0000`), the
-/// values of selectors once more, beside the event's own bytes.
+/// The largest body whose batch's text is sure to be addressed by 32 bits: eight times as much.
+///
+/// The events' own bytes are as long as the body at most, decoded values and what is shown are no longer, and masks make a
+/// URI (of nothing but `=&`) two and a half times as long, which is stored twice.
 pub const MAX_BODY_BYTES: u64 = u32::MAX as u64 / 8;
 
 #[derive(Debug)]
