@@ -237,9 +237,15 @@ async fn a_query_that_makes_no_sense_is_refused() -> Result<()> {
         assert_refused(&refused(&admin, &format!("{EVENTS}&{query}")).await?, code, &expected).context(query)?;
     }
     let companions = [
-        ("sendInitialEvents=true", "must be NotOlderThan where sendInitialEvents is set"),
-        ("sendInitialEvents=true&resourceVersionMatch=Exact", "only NotOlderThan is supported"),
-        ("resourceVersionMatch=NotOlderThan", "is forbidden for watch unless sendInitialEvents is provided"),
+        ("sendInitialEvents=true", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
+        (
+            "sendInitialEvents=true&resourceVersionMatch=Exact",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ),
+        (
+            "resourceVersionMatch=NotOlderThan",
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        ),
     ];
     for (query, message) in companions {
         let expected = invalid("resourceVersionMatch", "FieldValueForbidden", &format!("Forbidden: {message}"));

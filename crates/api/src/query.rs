@@ -74,7 +74,7 @@ impl WatchOptions {
     pub fn parse(query: &str) -> Result<Self, QueryError> {
         let mut options = Self::default();
         let mut seen: HashSet<Cow<'_, str>> = HashSet::new();
-        let mut version_match = None;
+        let (mut version_match, mut send_initial_events) = (None, None);
         for (key, value) in pairs(query) {
             if !seen.insert(key.clone()) {
                 continue;
@@ -93,27 +93,29 @@ impl WatchOptions {
                 "resourceVersionMatch" => version_match = Some(value),
                 "timeoutSeconds" => options.timeout = timeout(&value)?,
                 "allowWatchBookmarks" => options.allow_bookmarks = boolean(&value),
-                "sendInitialEvents" => options.send_initial_events = boolean(&value),
+                "sendInitialEvents" => send_initial_events = Some(boolean(&value)),
                 _ => options.unknown.push(key.into_owned()),
             }
         }
-        options.check(version_match.as_deref())?;
+        check_companions(send_initial_events, version_match.as_deref())?;
+        options.send_initial_events = send_initial_events.unwrap_or(false);
         Ok(options)
     }
+}
 
-    /// The companions that upstream demands: `sendInitialEvents` needs `resourceVersionMatch=NotOlderThan`, and the latter
-    /// means nothing to any other watch.
-    fn check(&self, version_match: Option<&str>) -> Result<(), QueryError> {
-        match (self.send_initial_events, version_match) {
-            (true, Some("NotOlderThan")) | (false, None) => Ok(()),
-            (true, None) => {
-                Err(forbidden("resourceVersionMatch", "must be NotOlderThan where sendInitialEvents is set"))
-            }
-            (true, Some(_)) => Err(forbidden("resourceVersionMatch", "only NotOlderThan is supported")),
-            (false, Some(_)) => {
-                Err(forbidden("resourceVersionMatch", "is forbidden for watch unless sendInitialEvents is provided"))
-            }
-        }
+/// Upstream's `validateWatchOptions`: either both are there, with this one value, or neither is. It tells all that is
+/// wrong; here the first has to do.
+fn check_companions(send_initial_events: Option<bool>, version_match: Option<&str>) -> Result<(), QueryError> {
+    match (send_initial_events, version_match) {
+        (Some(_), Some("NotOlderThan")) | (None, None) => Ok(()),
+        (Some(_), _) => Err(forbidden(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        )),
+        (None, Some(_)) => Err(forbidden(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        )),
     }
 }
 
@@ -190,6 +192,11 @@ mod tests {
 
     #[test]
     fn send_initial_events_needs_its_companion() {
+        assert!(
+            !WatchOptions::parse("sendInitialEvents=false&resourceVersionMatch=NotOlderThan")
+                .unwrap()
+                .send_initial_events
+        );
         assert!(
             WatchOptions::parse("sendInitialEvents=true&resourceVersionMatch=NotOlderThan")
                 .unwrap()

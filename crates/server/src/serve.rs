@@ -159,6 +159,8 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let (address, webhook_address) = self.addresses()?;
         let (health, end) = (Arc::clone(&self.health), self.end.clone());
+        // Also where the caller drops this future: the webhook's thread would otherwise go on without it.
+        let _end_with_us = end.clone().drop_guard();
         let (delay, grace) = (self.shutdown_delay, self.shutdown_grace);
         let mut parts = self.start()?;
         info!(%address, %webhook_address, "serving");

@@ -72,14 +72,20 @@ pub struct Watch {
     closing: CancellationToken,
     deadline: Instant,
     next_bookmark: Instant,
-    /// Not yet announced.
-    gap: Option<Gap>,
+    gap: Option<PendingGap>,
     /// Written for the reader and not yet taken: a batch's frames, and at most a bookmark before them.
     unread: VecDeque<Bytes>,
     /// Why the watch ends when `unread` has been taken; `None` while it goes on.
     ending: Option<&'static str>,
     metrics: WatchMetrics,
     _slot: OwnedSemaphorePermit,
+}
+
+/// Events that were missed and not yet told of: why, and since which place.
+#[derive(Debug, Clone, Copy)]
+struct PendingGap {
+    reason: GapReason,
+    from: Sequence,
 }
 
 /// What a watch was waiting for.
@@ -197,8 +203,8 @@ impl Watch {
                 Wake::Lagged(lagged) => self.lagged(lagged),
                 Wake::Bookmark => self.write_bookmark(from, Bookmark::default()),
                 Wake::LeaseEnd(refusal) => self.end_of_lease(refusal),
-                Wake::Timeout => self.ending = Some("timeout"),
-                Wake::Closing => self.ending = Some("shutdown"),
+                Wake::Timeout => self.end("timeout"),
+                Wake::Closing => self.end("shutdown"),
             }
         }
     }
@@ -237,7 +243,6 @@ impl Watch {
     fn write_batch(&mut self, from: Sequence, delivery: &Delivery<Batch>) {
         let Delivery { entry, skip } = delivery;
         if let Some(reason) = entry.payload().lost() {
-            // How many of the lost events would have been this reader's cannot be known.
             self.note_gap(reason, entry.first());
         }
         if self.bookmarks && self.gap.is_some() {
@@ -248,7 +253,7 @@ impl Watch {
         match shared {
             Some(frames) if self.gap.is_none() || frames.is_empty() => self.write(frames),
             _ => {
-                let told = self.gap.as_ref().map(announcement);
+                let told = self.gap.map(announcement);
                 let frames = self.class.frames_for_one(entry, *skip, told.as_deref());
                 if !frames.is_empty() {
                     self.gap_announced();
@@ -271,7 +276,7 @@ impl Watch {
 
     /// A gap that is announced before the next event reaches from its first cause on.
     fn note_gap(&mut self, reason: GapReason, from: Sequence) {
-        self.gap.get_or_insert_with(|| Gap { count: None, truncated: 0, reason, since: time_of(from) });
+        self.gap.get_or_insert(PendingGap { reason, from });
     }
 
     fn gap_announced(&mut self) {
@@ -280,9 +285,20 @@ impl Watch {
         }
     }
 
+    /// A clean end, but for a gap that no event or bookmark came to tell of.
+    fn end(&mut self, reason: &'static str) {
+        match self.gap {
+            None => self.ending = Some(reason),
+            Some(gap) => {
+                self.gap_announced();
+                self.end_with(reason, &Rejection::Expired { asked: gap.from, oldest: self.cursor.position() });
+            }
+        }
+    }
+
     fn write_bookmark(&mut self, position: Sequence, bookmark: Bookmark) {
         self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
-        let gap = self.gap.as_ref().map(announcement);
+        let gap = self.gap.map(announcement);
         let Route { resource, version, .. } = self.class.key().route;
         self.write(frame::bookmark(resource, version, position, Bookmark { gap, ..bookmark }).into());
         self.gap_announced();
@@ -323,8 +339,11 @@ impl Drop for Watch {
     }
 }
 
-fn announcement(gap: &Gap) -> String {
-    serde_json::to_string(gap).expect("numbers and strings always serialise")
+fn announcement(gap: PendingGap) -> String {
+    let PendingGap { reason, from } = gap;
+    // How many of them would have been this reader's cannot be known.
+    let gap = Gap { count: None, truncated: 0, reason, since: time_of(from) };
+    serde_json::to_string(&gap).expect("numbers and strings always serialise")
 }
 
 /// About when a place was issued: places are made from the clock.

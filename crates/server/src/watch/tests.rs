@@ -178,6 +178,20 @@ async fn what_a_source_lost_is_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gap_that_nothing_came_to_tell_of_is_told_at_the_end() {
+    let stage = Stage::new();
+    let mut watch = stage.watch("timeoutSeconds=30").await;
+    stage.lose();
+    assert_eq!(frame(&mut watch).await["object"]["code"], 410);
+    assert_eq!(piece(&mut watch).await, None);
+
+    let mut bookmarked = stage.watch("timeoutSeconds=30&allowWatchBookmarks=true").await;
+    stage.lose();
+    assert_eq!(frame(&mut bookmarked).await["type"], "BOOKMARK");
+    assert_eq!(piece(&mut bookmarked).await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_falls_behind_is_told_or_ended() {
     let one = batch(&[("x", Some("shop"))]).bytes();
     let stage = Stage::retaining(one * 2);
