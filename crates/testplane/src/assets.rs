@@ -69,11 +69,10 @@ async fn build() -> Result<PathBuf> {
     let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hack/tools/build");
     let advice = "install Go (hack/tools/go.mod says which) or point KUBEBUILDER_ASSETS at a directory with etcd, \
                   kube-apiserver, kube-controller-manager and kubectl";
-    let output = Command::new(&builder)
-        .stderr(Stdio::inherit())
-        .output()
-        .await
-        .with_context(|| format!("{} does not run: {advice}", builder.display()))?;
+    // Not `output()`, which would swallow what the builder says in the minutes that it takes.
+    let running = Command::new(&builder).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true).spawn();
+    let running = running.with_context(|| format!("{} does not run: {advice}", builder.display()))?;
+    let output = running.wait_with_output().await.context("cannot wait for the builder")?;
     if !output.status.success() {
         bail!("{} failed with {}, its output is above: {advice}", builder.display(), output.status);
     }
