@@ -117,6 +117,9 @@ pub enum GapReason {
 }
 
 impl GapReason {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Lag, Self::Oversize, Self::Malformed];
+
     /// The word on the wire, in metrics and in docs.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -183,6 +183,13 @@ mod tests {
     }
 
     #[test]
+    fn the_first_of_a_repeated_parameter_counts() {
+        let options =
+            WatchOptions::parse("timeoutSeconds=1&timeoutSeconds=2&fieldSelector=&fieldSelector=verb%3Dget").unwrap();
+        assert_eq!((options.timeout, options.field_selector.is_empty()), (Some(Duration::from_secs(1)), true));
+    }
+
+    #[test]
     fn the_neutral_values() {
         let neutral =
             "watch=1&resourceVersion=0&timeoutSeconds=0&fieldSelector=&labelSelector=&continue=&limit=500&pretty=true";

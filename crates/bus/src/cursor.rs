@@ -49,8 +49,6 @@ impl<T> Cursor<T> {
     /// If the reader fell behind. The next call goes on from there.
     pub async fn next(&mut self) -> Result<Delivery<T>, Lagged> {
         loop {
-            // Marked as seen before the ring is read: what is published in between wakes the wait below.
-            self.published.mark_unchanged();
             match self.bus.after(self.position) {
                 Ok(Some(entry)) => {
                     let skip =
@@ -64,6 +62,7 @@ impl<T> Cursor<T> {
                     return Err(Lagged { from, to: floor });
                 }
             }
+            // Returns at once for whatever was published since the last wait, so nothing is slept through.
             // The sender lives in the bus, which this cursor holds, so the channel cannot close.
             let _ = self.published.changed().await;
         }

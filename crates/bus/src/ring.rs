@@ -51,7 +51,7 @@ pub struct Bus<T> {
     config: Config,
     // One short std lock, never held across an await: an append, an eviction or a look-up.
     ring: Mutex<Ring<T>>,
-    // Wakes the cursors. Each looks at the ring after it has marked the last change as seen, so no wake-up can be lost.
+    // Wakes the cursors. Sent after the ring has changed, so who is woken finds it.
     published: watch::Sender<()>,
 }
 

@@ -23,10 +23,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::attribution::{Attribution, Dispute, attribute};
+use crate::attribution::{Attribution, attribute};
 use crate::certs;
 use crate::listener::Peer;
-use crate::metrics::{IngestMetrics, Reason, count};
+use crate::metrics::{IngestMetrics, count};
 use crate::rejection::IngestRejection;
 use crate::wire::{self, Body};
 use batch::{Batch, BatchBuilder};
@@ -69,10 +69,6 @@ impl Ingest {
         own_username: Arc<OnceLock<String>>,
         metrics: IngestMetrics,
     ) -> Self {
-        for dispute in Dispute::ALL {
-            // The series exists once it was asked for.
-            drop(metrics.disputed_events.get_or_create(&Reason { reason: dispute.as_str() }));
-        }
         let permits = usize::try_from(config.max_inflight_bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self { config, bus, inflight: Arc::new(Semaphore::new(permits)), own_username, metrics }
     }

@@ -20,8 +20,14 @@ pub fn init(format: LoggingFormat, verbosity: u8) {
         4..=5 => Level::DEBUG,
         _ => Level::TRACE,
     };
-    // Libraries trace what crosses the wire, credentials included: from them, only what is worth a warning.
-    let levels = Targets::new().with_target("audit_stream", level).with_default(LevelFilter::WARN);
+    // Libraries trace what crosses the wire, credentials included: from them, only what is worth a warning, and from kube,
+    // which warns of each failure that is told here in other words, only where somebody debugs.
+    let kube = if level > Level::INFO { LevelFilter::WARN } else { LevelFilter::OFF };
+    let levels = Targets::new()
+        .with_target("audit_stream", level)
+        .with_target("kube_client", kube)
+        .with_target("kube_runtime", kube)
+        .with_default(LevelFilter::WARN);
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LoggingFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),

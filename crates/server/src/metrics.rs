@@ -2,12 +2,16 @@
 //!
 //! One struct per room, which the room alone writes to. Labels are words of this program, never text that a peer chose.
 
+use audit_stream_api::object::GapReason;
 use audit_stream_bus::Bus;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::attribution::Dispute;
+use crate::rejection::IngestRejection;
 
 /// Content type of [`Metrics::scrape`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -124,6 +128,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("audit_stream");
         let (listener, ingest, bus) = (ListenerMetrics::default(), IngestMetrics::default(), BusMetrics::default());
         let (watch, access) = (WatchMetrics::default(), AccessMetrics::default());
+        exist_from_the_start(&ingest, &watch, &access);
         register_input(&mut registry, &listener, &ingest);
         register_bus(&mut registry, &bus);
         register_output(&mut registry, &watch, &access);
@@ -144,6 +149,25 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// A series that is born with its first count is one that no alert on an increase sees.
+fn exist_from_the_start(ingest: &IngestMetrics, watch: &WatchMetrics, access: &AccessMetrics) {
+    for reason in IngestRejection::REASONS {
+        drop(ingest.rejected_requests.get_or_create(&Reason { reason }));
+    }
+    for reason in ["malformed", "own_review"] {
+        drop(ingest.dropped_events.get_or_create(&Reason { reason }));
+    }
+    for dispute in Dispute::ALL {
+        drop(ingest.disputed_events.get_or_create(&Reason { reason: dispute.as_str() }));
+    }
+    for gap in GapReason::ALL {
+        drop(watch.gaps.get_or_create(&Reason { reason: gap.as_str() }));
+    }
+    for outcome in ["allowed", "denied", "error"] {
+        drop(access.reviews.get_or_create(&Outcome { outcome }));
     }
 }
 

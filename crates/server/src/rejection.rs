@@ -151,6 +151,10 @@ impl Rejection {
 }
 
 impl IngestRejection {
+    /// Every word of [`Self::reason`].
+    pub const REASONS: [&str; 8] =
+        ["path", "method", "sender", "content_encoding", "body_too_large", "busy", "incomplete", "too_slow"];
+
     /// As an answer.
     pub fn into_response(self) -> Response<Body> {
         let mut response = respond(&self.status());
@@ -354,6 +358,13 @@ mod tests {
             json(&Rejection::Query(error)),
             r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: x","reason":"Invalid","details":{"group":"meta.k8s.io","kind":"ListOptions","causes":[{"reason":"FieldValueForbidden","message":"Forbidden: x","field":"sendInitialEvents"}]},"code":422}"#
         );
+    }
+
+    #[test]
+    fn the_metrics_words_are_the_rejections() {
+        use IngestRejection::{BodyTooLarge, Busy, ContentEncoding, Incomplete, Method, Path, Sender, TooSlow};
+        let all = [Path, Method, Sender, ContentEncoding, BodyTooLarge(1), Busy, Incomplete, TooSlow];
+        assert_eq!(all.map(IngestRejection::reason), IngestRejection::REASONS);
     }
 
     #[test]

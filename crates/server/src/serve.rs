@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use audit_stream_bus::Bus;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join};
@@ -106,9 +106,9 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let (api, webhook) = bind_listeners(&config, &metrics)?;
         let authentication_client =
-            client(config.authentication_kubeconfig.as_deref()).await.context("--authentication-kubeconfig")?;
+            client(config.authentication_kubeconfig.as_deref(), "--authentication-kubeconfig").await?;
         let authorization_client =
-            client(config.authorization_kubeconfig.as_deref()).await.context("--authorization-kubeconfig")?;
+            client(config.authorization_kubeconfig.as_deref(), "--authorization-kubeconfig").await?;
 
         let end = CancellationToken::new();
         let own_username = Arc::new(OnceLock::new());
@@ -247,13 +247,17 @@ fn bind_listeners(config: &Config, metrics: &Metrics) -> Result<(Listener, Liste
     Ok((api, webhook))
 }
 
-async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
+/// `flag` is the one that `kubeconfig` comes from, if it does not come from `--kubeconfig`.
+async fn client(kubeconfig: Option<&Path>, flag: &str) -> Result<Client> {
     let mut config = match kubeconfig {
         Some(file) => {
-            let kubeconfig = Kubeconfig::read_from(file).with_context(|| format!("cannot read {}", file.display()))?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
+            let wrong = || format!("--kubeconfig or {flag}: cannot use {}", file.display());
+            let kubeconfig = Kubeconfig::read_from(file).with_context(wrong)?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(wrong)?
         }
-        None => kube::Config::incluster().context("neither a kubeconfig nor in-cluster configuration")?,
+        None => {
+            kube::Config::incluster().map_err(|_| anyhow!("not in a Pod with a ServiceAccount: give --kubeconfig"))?
+        }
     };
     // An answer is needed in time or not at all; a client that tries again by itself would also escape the budget.
     config.default_retry = false;

@@ -28,6 +28,8 @@ use crate::metrics::AccessMetrics;
 pub(crate) enum Verdict {
     Allow,
     Deny(&'static str),
+    /// An authorizer that allows and one that denies: upstream's rule is that the denial wins.
+    Both,
     Fail,
     Hang,
 }
@@ -76,6 +78,7 @@ impl Reviewer {
         let (code, status) = match verdict {
             Verdict::Allow => (201, serde_json::json!({"allowed": true})),
             Verdict::Deny(reason) => (201, serde_json::json!({"allowed": false, "reason": reason})),
+            Verdict::Both => (201, serde_json::json!({"allowed": true, "denied": true})),
             Verdict::Fail => (503, serde_json::Value::Null),
             Verdict::Hang => std::future::pending().await,
         };

@@ -12,7 +12,9 @@ mod options;
 mod ports;
 mod trust;
 
+use std::fs::Permissions;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -298,7 +300,11 @@ async fn at_work(api: &HttpsClient) -> Result<()> {
 }
 
 fn temporary_directory() -> Result<TempDir> {
-    let mut directory = tempfile::Builder::new().prefix("audit-stream-plane-").tempdir();
+    let mut directory = tempfile::Builder::new()
+        // Keys of a superuser lie in it.
+        .permissions(Permissions::from_mode(0o700))
+        .prefix("audit-stream-plane-")
+        .tempdir();
     if let (Ok(directory), true) = (&mut directory, keep_plane()) {
         eprintln!("KEEP_PLANE: {} stays", directory.path().display());
         directory.disable_cleanup(true);

@@ -90,6 +90,13 @@ async fn an_unknown_answer_is_no_and_is_not_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_denial_beats_an_allowance() {
+    let authorizer = Reviewer::new(Verdict::Both).authorizer();
+    let refused = authorizer.authorize(&alice(), &watch(None)).await.unwrap_err();
+    assert_eq!(refused, Refusal::Denied(String::new()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn superusers_are_not_asked_about() {
     let reviewer = Reviewer::new(Verdict::Fail);
     let authorizer = reviewer.authorizer();

@@ -93,6 +93,7 @@ async fn what_is_authorized_is_the_route() {
         ("GET", format!("{SHOP}?watch=1"), "watch", Some("shop"), 200),
         ("GET", SHOP.replace("shop", "sh%6Fp") + "?watch=1", "watch", Some("shop"), 200),
         ("GET", SHOP.replace("/v1/", "/v1/watch/"), "watch", Some("shop"), 200),
+        ("GET", SHOP.replace("/v1/", "/v1/watch/") + "/x", "watch", Some("shop"), 404),
         ("POST", SHOP.replace("/v1/", "/v1/watch/"), "watch", Some("shop"), 405),
         ("HEAD", format!("{SHOP}?watch=1"), "watch", Some("shop"), 405),
         ("GET", SHOP.to_owned(), "list", Some("shop"), 405),
@@ -207,5 +208,12 @@ async fn numbers_are_scraped() {
     let body = stage.ask("GET", "/metrics", &[]).await.into_body().collect().await.unwrap().to_bytes();
     let text = String::from_utf8(body.to_vec()).unwrap();
     assert!(text.contains("audit_stream_refused_requests_total{code=\"404\"} 1\n"), "{text}");
-    assert!(text.contains("audit_stream_bus_retained_bytes 0\n"), "{text}");
+    for untouched in [
+        "audit_stream_bus_retained_bytes 0\n",
+        "audit_stream_ingest_rejected_requests_total{reason=\"busy\"} 0\n",
+        "audit_stream_watch_gaps_total{reason=\"lag\"} 0\n",
+        "audit_stream_reviews_total{outcome=\"error\"} 0\n",
+    ] {
+        assert!(text.contains(untouched), "no {untouched} in {text}");
+    }
 }

@@ -232,14 +232,34 @@ async fn withdrawn_permission_ends_the_watch_and_drops_what_was_not_read() {
     assert_eq!(piece(&mut unread).await, None);
 }
 
+impl Stage {
+    /// More than one piece.
+    fn publish_large(&self) -> usize {
+        let ids: Vec<_> = (0..2000).map(|index| index.to_string()).collect();
+        self.publish_batch(batch(&ids.iter().map(|id| (id.as_str(), Some("shop"))).collect::<Vec<_>>()));
+        ids.len()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_pauses_in_a_batch_gets_no_more_of_it_without_permission() {
+    let stage = Stage::new();
+    let mut watch = stage.watch("").await;
+    stage.publish_large();
+    watch.next().await.unwrap();
+    stage.reviewer.now(Verdict::Deny("gone"));
+    advance(Duration::from_secs(60)).await;
+    assert_eq!(frame(&mut watch).await["object"]["code"], 403);
+    assert_eq!(piece(&mut watch).await, None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_large_batch_comes_in_pieces() {
     let stage = Stage::new();
-    let ids: Vec<_> = (0..2000).map(|index| index.to_string()).collect();
     let mut watch = stage.watch("").await;
-    stage.publish_batch(batch(&ids.iter().map(|id| (id.as_str(), Some("shop"))).collect::<Vec<_>>()));
+    let events = stage.publish_large();
     let mut all = Vec::new();
-    while all.iter().filter(|byte| **byte == b'\n').count() < ids.len() {
+    while all.iter().filter(|byte| **byte == b'\n').count() < events {
         let piece = watch.next().await.unwrap();
         assert!(piece.len() <= PIECE_BYTES);
         all.extend_from_slice(&piece);

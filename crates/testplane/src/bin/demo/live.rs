@@ -35,6 +35,7 @@ To read it yourself, in a second terminal, as Alice:
 
   {shop}
 
+(Append  | jq -r --unbuffered '.object|[.user.username,.verb,.objectRef.name,.responseStatus.code]|@tsv'  for short lines.)
 What she may not read is answered with 403: the namespace bank,
 
   {bank}
