@@ -79,9 +79,6 @@ async fn a_malformed_event_costs_itself_alone() -> Result<()> {
 async fn a_body_that_is_no_list_is_accepted_and_delivers_nothing() -> Result<()> {
     let mut feed = Feed::start(Stage::start().await?).await?;
     let list = event_list(&[good("a"), good("b")]);
-    let mut not_utf8 = list.clone().into_bytes();
-    let agent = list.find("kubectl").expect("the user agent");
-    not_utf8[agent] = 0xff;
     let broken = [
         Vec::new(),
         b"null".to_vec(),
@@ -95,7 +92,6 @@ async fn a_body_that_is_no_list_is_accepted_and_delivers_nothing() -> Result<()>
         list.replace("},{", "}{").into(),
         "[".repeat(1 << 20).into(),
         r#"{"items":"#.repeat(1 << 17).into(),
-        not_utf8,
     ];
     for (body, count) in broken.into_iter().zip(1_u32..) {
         let shown = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
@@ -107,6 +103,20 @@ async fn a_body_that_is_no_list_is_accepted_and_delivers_nothing() -> Result<()>
         assert_eq!(malformed, f64::from(count), "{shown}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_text_cost_nobody_an_event() -> Result<()> {
+    let mut feed = Feed::start(Stage::start().await?).await?;
+    let list = event_list(&[good("a"), good("b"), good("c")]);
+    let mut not_utf8 = list.clone().into_bytes();
+    let agent = list.rfind("kubectl").expect("the user agent");
+    not_utf8[agent] = 0xff;
+    assert_eq!(feed.sender.post(not_utf8).await?.status, 200);
+    let frames = read_until(&mut feed.reader, "c").await?;
+    assert_eq!(ids(&frames), ["a", "b", "c"]);
+    assert!(frames[2].to_string().contains("\u{fffd}ubectl"), "{}", frames[2]);
+    feed.goes_on_without_a_gap().await
 }
 
 #[tokio::test]

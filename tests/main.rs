@@ -11,6 +11,7 @@ mod permission;
 mod real_api;
 mod real_cluster;
 mod real_first_light;
+mod real_hostile;
 mod real_lifecycle;
 mod refusals;
 mod stage;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use audit_stream_testplane::front_proxy::{Client, Target, request};
+use audit_stream_testplane::front_proxy::request;
 use audit_stream_testplane::manifests;
 use tokio::time::{Instant, sleep};
 
@@ -66,7 +66,7 @@ async fn kubectl_finds_explains_and_reviews_the_resources() -> Result<()> {
 async fn every_other_verb_gets_its_status_through_kube_apiserver() -> Result<()> {
     let cluster = Cluster::start().await?;
     cluster.namespace("shop").await?;
-    let root = client(&cluster, "root", &["system:masters"]).await?;
+    let root = cluster.client("root", &["system:masters"]).await?;
     let shop = "/apis/audit.k8s.io/v1/namespaces/shop/namespacedevents";
     let cases = [
         ("GET", shop.to_owned(), 405, "list is not supported on resources of kind \"namespacedevents.audit.k8s.io\""),
@@ -102,7 +102,7 @@ async fn every_other_verb_gets_its_status_through_kube_apiserver() -> Result<()>
 async fn headers_come_before_the_first_event_and_a_new_grant_within_15_seconds() -> Result<()> {
     let cluster = Cluster::start().await?;
     cluster.namespace("quiet").await?;
-    let alice = client(&cluster, "alice", &[]).await?;
+    let alice = cluster.client("alice", &[]).await?;
     // With a selector that nothing matches, so that no event can be what brings the headers.
     let path = format!("{}&fieldSelector=verb%3Dnothing", watch_path("quiet"));
     let watch = async || alice.watch(request("GET", &path, &[], "")?).await;
@@ -146,11 +146,4 @@ async fn create_and_delete_namespace(cluster: &Cluster, name: &str) -> Result<()
     let gone = admin.run(&["get", "namespace", name]).await?;
     assert!(gone.stderr.contains("(NotFound)"), "{}{}", gone.stdout, gone.stderr);
     Ok(())
-}
-
-async fn client(cluster: &Cluster, name: &str, groups: &[&str]) -> Result<Client> {
-    let trust = cluster.plane.trust();
-    let address = ([127, 0, 0, 1], cluster.plane.ports().apiserver).into();
-    let target = Target::new(address, trust.cluster.certificate_pem(), "127.0.0.1");
-    Client::connect(target.identity(&trust.cluster.client(name, groups))).await
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use audit_stream_testplane::audit_stream::AuditStream;
 use audit_stream_testplane::control_plane::{AuditPolicy, ControlPlane, Options};
+use audit_stream_testplane::front_proxy::{Client, Target};
 use audit_stream_testplane::kubectl::{Kubectl, Stream};
 use audit_stream_testplane::manifests;
 use serde_json::Value;
@@ -59,6 +60,14 @@ impl Cluster {
     /// A user without any right.
     pub fn person(&self, name: &'static str) -> Result<Person> {
         Ok(Person { name, kubectl: self.plane.kubectl(&self.plane.user_kubeconfig(name, &[])?) })
+    }
+
+    /// An HTTP client of kube-apiserver's, as a user with these groups.
+    pub async fn client(&self, name: &str, groups: &[&str]) -> Result<Client> {
+        let trust = self.plane.trust();
+        let address = ([127, 0, 0, 1], self.plane.ports().apiserver).into();
+        let target = Target::new(address, trust.cluster.certificate_pem(), "127.0.0.1");
+        Client::connect(target.identity(&trust.cluster.client(name, groups))).await
     }
 
     /// Makes a namespace.

@@ -35,6 +35,15 @@ pub struct ObjectMeta<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Name(pub Sequence);
 
+impl Name {
+    /// The name that is written so, if there is one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let name = Self(text.strip_prefix("event-")?.parse().ok()?);
+        // One spelling each: `event-07` is nobody's.
+        (!text["event-".len()..].starts_with('0')).then_some(name)
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "event-{}", self.0)
@@ -146,6 +155,14 @@ mod tests {
         let mut out = Vec::new();
         write_added(&mut out, resource, Version::V1, meta, br#""level":"Metadata""#);
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        assert_eq!(Name::parse(&Name(Sequence::new(7)).to_string()), Some(Name(Sequence::new(7))));
+        for no_name in ["", "event-", "event-07", "event-+7", "7", "event-7 "] {
+            assert_eq!(Name::parse(no_name), None, "{no_name}");
+        }
     }
 
     #[test]

@@ -96,6 +96,9 @@ pub struct FieldSelector {
     requirements: Vec<Requirement>,
 }
 
+/// Every term is compared with every event: more than anybody writes by hand, and too few to keep a server busy.
+pub const MAX_TERMS: usize = 32;
+
 /// One term of a selector.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Requirement {
@@ -119,13 +122,15 @@ pub enum SelectorError {
     },
     /// A field that cannot be selected on.
     UnknownField(String),
+    /// More than [`MAX_TERMS`].
+    TooManyTerms,
 }
 
 impl FieldSelector {
     /// Reads `key=value,key!=value,…`. The order of terms means nothing: selectors that select the same are equal.
     ///
     /// # Errors
-    /// If the text is not the grammar, or names a field that is not in [`Field::ALL`].
+    /// If the text is not the grammar, names a field that is not in [`Field::ALL`], or has more than [`MAX_TERMS`] terms.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         let syntax = |term: &str| SelectorError::Syntax { selector: text.to_owned(), term: term.to_owned() };
         let mut requirements = Vec::new();
@@ -134,6 +139,9 @@ impl FieldSelector {
             let value = unescape(value).ok_or_else(|| syntax(term))?;
             let field = Field::named(key).ok_or_else(|| SelectorError::UnknownField(key.to_owned()))?;
             requirements.push(Requirement { field, value, equal });
+        }
+        if requirements.len() > MAX_TERMS {
+            return Err(SelectorError::TooManyTerms);
         }
         requirements.sort();
         requirements.dedup();
@@ -205,6 +213,7 @@ impl fmt::Display for SelectorError {
             Self::Syntax { selector, term } => {
                 write!(f, "invalid selector: '{selector}'; can't understand '{term}'")
             }
+            Self::TooManyTerms => write!(f, "a field selector has at most {MAX_TERMS} terms"),
             Self::UnknownField(name) => {
                 write!(f, "field label not supported: {name}; supported are {}", names(&Field::ALL))
             }
@@ -261,6 +270,13 @@ mod tests {
             error.starts_with("field label not supported: spec.nodeName; supported are metadata.name, "),
             "{error}"
         );
+    }
+
+    #[test]
+    fn there_is_an_end_to_terms() {
+        let selector = |terms: usize| vec!["verb!=x"; terms].join(",");
+        assert!(FieldSelector::parse(&selector(MAX_TERMS)).is_ok());
+        assert_eq!(FieldSelector::parse(&selector(MAX_TERMS + 1)), Err(SelectorError::TooManyTerms));
     }
 
     #[test]

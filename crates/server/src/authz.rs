@@ -17,7 +17,9 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::authn::User;
@@ -32,6 +34,10 @@ const CACHED_ANSWERS: usize = 8192;
 
 /// The longest reason of a denial that is kept and told: RBAC's are a sentence.
 const MAX_REASON_BYTES: usize = 1024;
+
+/// Reviews under way at a time, each on a connection of its own. Who waits for a place longer than [`REVIEW_TIMEOUT`] is
+/// refused.
+const MAX_REVIEWS_UNDER_WAY: usize = 100;
 
 /// How long kube-apiserver may take over a review, and how long an asker waits, for the review of another asker too.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
@@ -87,6 +93,10 @@ pub struct Authorizer {
     reviews: Api<SubjectAccessReview>,
     cache: Cache<CacheKey, Review>,
     ttl: CacheTtl,
+    /// One permit for each review under way.
+    under_way: Semaphore,
+    /// Of leases. Each ends by itself, with its review.
+    renewals: TaskTracker,
     metrics: AccessMetrics,
 }
 
@@ -113,7 +123,14 @@ struct Review {
 impl Authorizer {
     /// An authorizer that asks through `client`.
     pub fn new(client: Client, ttl: CacheTtl, metrics: AccessMetrics) -> Self {
-        Self { reviews: Api::all(client), cache: Cache::new(CACHED_ANSWERS), ttl, metrics }
+        Self {
+            reviews: Api::all(client),
+            cache: Cache::new(CACHED_ANSWERS),
+            ttl,
+            under_way: Semaphore::new(MAX_REVIEWS_UNDER_WAY),
+            renewals: TaskTracker::new(),
+            metrics,
+        }
     }
 
     /// Whether `user` may do what `attributes` say. Dropping the future abandons the question.
@@ -156,6 +173,7 @@ impl Authorizer {
     }
 
     async fn ask(&self, spec: &SubjectAccessReviewSpec) -> Result<Review, Refusal> {
+        let _place = self.under_way.acquire().await.map_err(|_| Refusal::Unknown)?;
         let started = Instant::now();
         let review = SubjectAccessReview { spec: spec.clone(), ..SubjectAccessReview::default() };
         let answer = timeout(REVIEW_TIMEOUT, self.reviews.create(&PostParams::default(), &review)).await;

@@ -146,8 +146,9 @@ impl Ingest {
     }
 
     fn publish(&self, body: &[u8]) {
-        let mut batch = BatchBuilder::with_capacity(body.len());
-        if let Err(error) = split(body, |item| self.take(item, &mut batch)) {
+        let text = split::text(body);
+        let mut batch = BatchBuilder::with_capacity(text.len());
+        if let Err(error) = split(&text, |item| self.take(item, &mut batch)) {
             warn!(%error, body_bytes = body.len(), "a batch is malformed, none of it is delivered");
             self.metrics.malformed_batches.inc();
             batch = BatchBuilder::default();

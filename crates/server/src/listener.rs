@@ -45,8 +45,8 @@ const MAX_HANDSHAKES: usize = 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Identity headers may be many (a user in hundreds of groups), but not endless; Go's default is 1 MiB.
-const MAX_HEADER_BYTES: u32 = 256 * 1024;
+/// Identity headers may be many (a user in a thousand groups), but not endless: a peer can make us hold them for each stream.
+const MAX_HEADER_BYTES: u32 = 64 * 1024;
 
 /// What hyper may hold for a stream beyond what the connection has taken: small, because a piece is shared and stays whole.
 const MAX_SEND_BUFFER_BYTES: usize = 32 * 1024;
@@ -269,6 +269,9 @@ fn protocols(config: Config) -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(config.max_streams)
+        // The default of 20 ends the connection, which is everybody's, if one user's storm of opening and breaking off meets
+        // a moment in which we do not read. A reset stream costs no more than one that is open.
+        .max_pending_accept_reset_streams(config.max_streams as usize)
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_send_buf_size(MAX_SEND_BUFFER_BYTES);
     protocols

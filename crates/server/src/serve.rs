@@ -11,6 +11,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use audit_stream_bus::Bus;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join};
+use http::Request;
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -20,6 +24,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::authn::{self, Authenticator};
@@ -34,7 +39,7 @@ use crate::router::Router;
 use crate::watch::Watches;
 
 /// Beyond the watches, an HTTP/2 connection carries discovery, OpenAPI and health; upstream's own limit is 1000 in all.
-/// A stream without a watch costs its headers while it is answered: 1000 × 256 KiB at the very worst.
+/// A stream without a watch costs its headers while it is answered: 1000 × 64 KiB at the very worst.
 const SPARE_STREAMS: u32 = 1000;
 
 /// HTTP/1.1 takes a connection for each watch.
@@ -45,6 +50,9 @@ const MAX_WEBHOOK_CONNECTIONS: usize = 128;
 
 /// kube-apiserver sends batches at the same time, ten a second by default.
 const MAX_WEBHOOK_STREAMS: u32 = 100;
+
+/// A body that nobody waits for is read for this long.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Between two tries to find out who this server is to kube-apiserver.
 const SELF_REVIEW_INTERVAL: Duration = Duration::from_secs(5);
@@ -191,9 +199,14 @@ impl Server {
         parts.spawn(async move {
             ends.run_until_cancelled(upkeep).await;
         });
-        let api_handler = move |peer: Arc<Peer>, request| {
+        let bodies = TaskTracker::new();
+        let api_handler = move |peer: Arc<Peer>, request: Request<Incoming>| {
             let router = Arc::clone(&router);
-            async move { router.handle(&peer, request).await }
+            let (head, body) = request.into_parts();
+            if !body.is_end_stream() {
+                bodies.spawn(read_and_forget(body));
+            }
+            async move { router.handle(&peer, Request::from_parts(head, ())).await }
         };
         parts.spawn(api.serve(api_handler, end.clone()));
         let webhook_handler = move |peer: Arc<Peer>, request| {
@@ -204,6 +217,13 @@ impl Server {
         parts.spawn(webhook);
         Ok(parts)
     }
+}
+
+/// Nothing here takes a body, but one that is not read counts against its HTTP/2 connection until that is closed as abused, and
+/// all users of kube-apiserver share one.
+async fn read_and_forget(mut body: Incoming) {
+    let to_its_end = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = timeout(BODY_TIMEOUT, to_its_end).await;
 }
 
 /// Runs a future on a thread and a runtime of its own, so that nothing a reader causes can delay it.

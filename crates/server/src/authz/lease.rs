@@ -6,8 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Authorizer, Grant, Refusal, Review, ReviewRequest};
@@ -36,8 +35,9 @@ struct Term {
     /// When the review that is in force was asked for.
     started: Instant,
     next_try: Instant,
-    /// Kept here and not on a caller's stack: the caller drops its wait whenever an event comes first.
-    renewal: Option<BoxFuture<'static, Result<Review, Refusal>>>,
+    /// A task of the authorizer's and not a future of the watch's: a watch is polled only while its reader reads, and others
+    /// wait for the same review.
+    renewal: Option<JoinHandle<Result<Review, Refusal>>>,
 }
 
 // === impl Lease ===
@@ -94,11 +94,13 @@ impl Term {
         sleep_until(self.next_try).await;
         let renewal = self.renewal.get_or_insert_with(|| {
             let (authorizer, request) = (Arc::clone(authorizer), Arc::clone(&self.request));
-            async move { authorizer.review(&request, SHARED_AGE).await }.boxed()
+            let tasks = authorizer.renewals.clone();
+            tasks.spawn(async move { authorizer.review(&request, SHARED_AGE).await })
         });
         let review = renewal.await;
         self.renewal = None;
-        review
+        // A task that panicked found nothing out.
+        review.unwrap_or(Err(Refusal::Unknown))
     }
 
     /// Begins the term that an answer stands for.

@@ -194,3 +194,29 @@ async fn a_lease_that_nobody_looked_after_asks_anew_before_it_holds_again() {
     assert_eq!(unanswered.confirm().await, Err(Refusal::Unknown));
     assert_eq!(from.elapsed(), REVIEW_TIMEOUT);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_not_read_does_not_keep_a_review_from_others() {
+    let reviewer = Reviewer::new(Verdict::Allow);
+    let authorizer = reviewer.authorizer();
+    let grant = authorizer.authorize(&alice(), &watch(Some("shop"))).await.unwrap();
+    let [mut paused, mut read] = [(); 2].map(|()| Lease::new(Arc::clone(&authorizer), grant.clone()));
+    reviewer.now(Verdict::Hang);
+    // Its renewal is under way when its reader stops.
+    assert!(timeout(Duration::from_millis(8500), paused.end()).await.is_err());
+    reviewer.now(Verdict::Allow);
+    assert!(timeout(Duration::from_secs(60), read.end()).await.is_err(), "the other watch ended");
+    assert!(authorizer.authorize(&alice(), &watch(Some("shop"))).await.is_ok());
+    assert_eq!(paused.confirm().await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reviews_under_way_are_bounded() {
+    let reviewer = Reviewer::new(Verdict::Hang);
+    let authorizer = reviewer.authorizer();
+    let namespaces: Vec<_> = (0..MAX_REVIEWS_UNDER_WAY * 3).map(|index| watch(Some(&index.to_string()))).collect();
+    let user = alice();
+    let answers = join_all(namespaces.iter().map(|attributes| authorizer.authorize(&user, attributes))).await;
+    assert!(answers.iter().all(|answer| matches!(answer, Err(Refusal::Unknown))));
+    assert_eq!(reviewer.asked(), MAX_REVIEWS_UNDER_WAY);
+}

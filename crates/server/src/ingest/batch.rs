@@ -39,11 +39,11 @@ pub struct StoredEvent<'a> {
     stored: &'a Stored,
 }
 
-/// The largest body whose batch's text is sure to be addressed by 32 bits: eight times as much.
+/// The largest body whose batch's text is sure to be addressed by 32 bits: twenty-four times as much.
 ///
-/// The events' own bytes are as long as the body at most, decoded values and what is shown are no longer, and masks make a
-/// URI (of nothing but `=&`) two and a half times as long, which is stored twice.
-pub const MAX_BODY_BYTES: u64 = u32::MAX as u64 / 8;
+/// Bytes that are no text become three. Of that, the events' own bytes are as much at most, decoded values and what is shown
+/// are no more, and masks make a URI (of nothing but `=&`) two and a half times as long, which is stored twice.
+pub const MAX_BODY_BYTES: u64 = u32::MAX as u64 / 24;
 
 #[derive(Debug)]
 struct Stored {

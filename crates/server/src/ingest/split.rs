@@ -4,12 +4,14 @@
 //! where the reader stopped is the item's end. Ignored values cost no stack, so no depth of nesting can end the process.
 //! It knows nothing of namespaces or readers.
 
+use std::borrow::Cow;
+
 use audit_stream_api::audit::{Event, Text};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// Go's `encoding/json` refuses deeper values, so no kube-apiserver sends them, and no Go watcher could read them.
-const MAX_DEPTH: usize = 10_000;
+/// Go's `encoding/json` refuses what nests deeper than 10,000, so no Go watcher could read it. The frame is one level.
+const MAX_DEPTH: usize = 9_999;
 
 /// The versions whose lists are understood; kube-apiserver sends v1 alone since 1.24.
 const API_VERSIONS: [&str; 3] = ["audit.k8s.io/v1", "audit.k8s.io/v1beta1", "audit.k8s.io/v1alpha1"];
@@ -32,13 +34,19 @@ pub(super) struct NotAList {
     near_byte: usize,
 }
 
+/// The text of a body. kube-apiserver copies a client's patch into an event as it came, so that any client can put bytes
+/// into a batch that are not UTF-8: those become U+FFFD, three bytes each, and nobody else's event is lost for them.
+///
+/// All of it is looked at, once, here: `serde_json` does not look into strings that it ignores, and they travel on to readers.
+pub(super) fn text(body: &[u8]) -> Cow<'_, str> {
+    simdutf8::basic::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed)
+}
+
 /// Calls `each` for every item of the list, in order.
 ///
 /// # Errors
-/// If the body is not valid UTF-8, not JSON, or not an `EventList`. `each` may have been called for items before the error.
-pub(super) fn split<'a>(body: &'a [u8], mut each: impl FnMut(Item<'a>)) -> Result<(), NotAList> {
-    // serde_json does not validate strings that it ignores, and they travel on to readers: so all of it, once, here.
-    let text = simdutf8::compat::from_utf8(body).map_err(|error| NotAList { near_byte: error.valid_up_to() })?;
+/// If the text is not JSON, or not an `EventList`. `each` may have been called for items before the error.
+pub(super) fn split<'a>(text: &'a str, mut each: impl FnMut(Item<'a>)) -> Result<(), NotAList> {
     let mut walk = Walk { text, at: 0 };
     let mut is_list = (false, false);
     walk.object(|walk, key| match key {
@@ -171,7 +179,7 @@ mod tests {
     /// Audit IDs of the events, `-` for what was malformed.
     fn ids(body: impl AsRef<[u8]>) -> Result<Vec<String>, NotAList> {
         let mut ids = Vec::new();
-        split(body.as_ref(), |item| {
+        split(&text(body.as_ref()), |item| {
             ids.push(match item {
                 Item::Event(event, _) => event.audit_id.to_string(),
                 Item::Malformed => "-".to_owned(),
@@ -185,7 +193,7 @@ mod tests {
         let items = [event("a", r#","x":[1, {"y":"}\"]"}]"#), event("b", "")];
         let body = list(&items);
         let mut seen = Vec::new();
-        split(body.as_bytes(), |item| match item {
+        split(&body, |item| match item {
             Item::Event(_, bytes) => seen.push(bytes.to_owned()),
             Item::Malformed => panic!("none is malformed"),
         })
@@ -248,9 +256,14 @@ mod tests {
         for body in not_lists {
             assert!(ids(&body).is_err(), "{body}");
         }
-        let ignored_string = list(&[event("a", r#","x":"?""#)]);
-        let mut not_utf8 = ignored_string.clone().into_bytes();
-        not_utf8[ignored_string.find('?').unwrap()] = 0xff;
-        assert!(ids(not_utf8).is_err());
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_cost_nobody_an_event() {
+        let body = list(&[event("before", ""), event("patched", r#","requestObject":"?""#), event("after", "")]);
+        let mut not_utf8 = body.clone().into_bytes();
+        not_utf8[body.find('?').unwrap()] = 0xff;
+        assert_eq!(ids(&not_utf8).unwrap(), ["before", "patched", "after"]);
+        assert!(text(&not_utf8).contains("\"requestObject\":\"\u{fffd}\""));
     }
 }

@@ -156,7 +156,7 @@ impl Class {
         };
         in_scope
             && selector.matches(|field, value| match field {
-                Field::MetadataName => object::Name(sequence).to_string() == value,
+                Field::MetadataName => object::Name::parse(value) == Some(object::Name(sequence)),
                 Field::RequestUri if resource.namespaced() => event.holds_masked_uri(value),
                 _ => event.holds(field, value),
             })
