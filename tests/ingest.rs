@@ -120,19 +120,27 @@ async fn bytes_that_are_no_text_cost_nobody_an_event() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_event_that_nests_too_deep_costs_itself_alone() -> Result<()> {
+async fn an_event_that_nests_too_deep_goes_without_its_bodies() -> Result<()> {
     let mut feed = Feed::start(Stage::start().await?).await?;
-    let deep = |levels: usize| {
-        let body = format!(r#""requestObject":{}{},"#, "[".repeat(levels), "]".repeat(levels));
-        good("deep").replacen('{', &format!("{{{body}"), 1)
+    let deep = |field: &str, levels: usize| {
+        let member = format!(r#"{{"{field}":{}{},"#, "[".repeat(levels), "]".repeat(levels));
+        good("deep").replacen('{', &member, 1)
     };
-    for (levels, count) in [(10_000, 1.0), (3_000_000, 2.0)] {
-        let answer = feed.sender.post(event_list(&[good("a"), deep(levels), good("b")])).await?;
+    for (levels, count) in [(9_999, 1.0), (3_000_000, 2.0)] {
+        let answer = feed.sender.post(event_list(&[good("a"), deep("requestObject", levels), good("b")])).await?;
         assert_eq!(answer.status, 200);
-        assert_eq!(ids(&read_until(&mut feed.reader, "b").await?), ["a", "b"], "{levels}");
-        feed.goes_on_without_a_gap().await?;
-        assert_eq!(feed.stage.metric(DROPPED, &MALFORMED).await?, count);
+        let frames = read_until(&mut feed.reader, "b").await?;
+        assert_eq!(ids(&frames), ["a", "deep", "b"], "{levels}");
+        assert_eq!(frames[1]["annotations"]["audit.k8s.io/truncated"], "true");
+        assert!(frames[1].get("requestObject").is_none());
+        assert_eq!(feed.stage.metric("audit_stream_ingest_truncated_events_total", &[]).await?, count);
     }
+    feed.goes_on_without_a_gap().await?;
+
+    // Not in a body, so that nothing can be removed: it costs itself alone.
+    feed.sender.post(event_list(&[good("c"), deep("madeUp", 9_999), good("d")])).await?;
+    assert_eq!(ids(&read_until(&mut feed.reader, "d").await?), ["c", "d"]);
+    assert_eq!(feed.stage.metric(DROPPED, &MALFORMED).await?, 1.0);
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 pub mod batch;
 mod split;
+mod truncate;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -30,7 +31,8 @@ use crate::metrics::{IngestMetrics, count};
 use crate::rejection::IngestRejection;
 use crate::wire::{self, Body};
 use batch::{Batch, BatchBuilder};
-use split::{Item, split};
+use split::{Item, split, too_deep};
+use truncate::truncate;
 
 /// kube-apiserver gives a POST 30 s; a body that takes longer than this has no time left to be answered.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -158,16 +160,32 @@ impl Ingest {
     }
 
     fn take(&self, item: Item<'_>, batch: &mut BatchBuilder) {
-        let Item::Event(event, json) = item else {
-            count(&self.metrics.dropped_events, "malformed");
-            batch.note_lost(GapReason::Malformed);
-            return;
-        };
-        if self.is_own_review(&event) {
+        match item {
+            Item::Event(event, json) => self.append_event(&event, json, batch),
+            Item::TooDeep(mut event, json) => {
+                let shorter = truncate(&mut event, json);
+                if too_deep(&shorter) {
+                    self.drop_malformed(batch);
+                } else {
+                    self.metrics.truncated_events.inc();
+                    self.append_event(&event, &shorter, batch);
+                }
+            }
+            Item::Malformed => self.drop_malformed(batch),
+        }
+    }
+
+    fn drop_malformed(&self, batch: &mut BatchBuilder) {
+        count(&self.metrics.dropped_events, "malformed");
+        batch.note_lost(GapReason::Malformed);
+    }
+
+    fn append_event(&self, event: &Event<'_>, json: &str, batch: &mut BatchBuilder) {
+        if self.is_own_review(event) {
             count(&self.metrics.dropped_events, "own_review");
             return;
         }
-        let namespace = match attribute(&event) {
+        let namespace = match attribute(event) {
             Attribution::Namespace(namespace) => Some(namespace),
             Attribution::ClusterScoped => None,
             Attribution::Disputed(dispute) => {
@@ -175,7 +193,7 @@ impl Ingest {
                 None
             }
         };
-        batch.push(&event, json, namespace);
+        batch.push(event, json, namespace);
     }
 
     /// Whether the event is this server's own review, which would come back as an event for as long as anybody watches.

@@ -52,6 +52,8 @@ pub struct IngestMetrics {
     pub malformed_batches: Counter,
     /// Events that were dropped alone, by reason.
     pub dropped_events: Family<Reason, Counter>,
+    /// Events that were delivered without their bodies, which nest too deep.
+    pub truncated_events: Counter,
     /// Events whose path and objectRef do not agree on a namespace, by reason.
     pub disputed_events: Family<Reason, Counter>,
 }
@@ -187,6 +189,11 @@ fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &
         ingest.malformed_batches.clone(),
     );
     registry.register("dropped_events", "Events dropped alone, by reason", ingest.dropped_events.clone());
+    registry.register(
+        "truncated_events",
+        "Events delivered without their bodies, which nest too deep",
+        ingest.truncated_events.clone(),
+    );
     registry.register(
         "disputed_events",
         "Events whose path and objectRef do not agree on a namespace, by reason",

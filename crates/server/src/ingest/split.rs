@@ -18,11 +18,12 @@ const API_VERSIONS: [&str; 3] = ["audit.k8s.io/v1", "audit.k8s.io/v1beta1", "aud
 
 /// One item of a list.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "an item is looked at where it was made, and never stored")]
 pub(super) enum Item<'a> {
     /// An event, and its bytes in the body.
     Event(Event<'a>, &'a str),
-    /// Well-formed JSON that is not an event, or nests too deep.
+    /// The same, of an event that nests deeper than a watcher can read.
+    TooDeep(Event<'a>, &'a str),
+    /// Well-formed JSON that is not an event.
     Malformed,
 }
 
@@ -107,7 +108,7 @@ impl<'a> Walk<'a> {
             return Ok(Item::Malformed);
         };
         let bytes = &self.text[start..self.at];
-        Ok(if too_deep(bytes) { Item::Malformed } else { Item::Event(event, bytes) })
+        Ok(if too_deep(bytes) { Item::TooDeep(event, bytes) } else { Item::Event(event, bytes) })
     }
 
     /// Reads one JSON value; on error the place is unspecified.
@@ -140,7 +141,7 @@ impl<'a> Walk<'a> {
 }
 
 /// Whether a well-formed value nests deeper than [`MAX_DEPTH`].
-fn too_deep(json: &str) -> bool {
+pub(super) fn too_deep(json: &str) -> bool {
     // A level has an opening bracket. Counting bytes is cheap, and next to nothing has so many of them.
     if json.bytes().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_DEPTH {
         return false;
@@ -182,6 +183,7 @@ mod tests {
         split(&text(body.as_ref()), |item| {
             ids.push(match item {
                 Item::Event(event, _) => event.audit_id.to_string(),
+                Item::TooDeep(event, _) => format!("{} too deep", &*event.audit_id),
                 Item::Malformed => "-".to_owned(),
             });
         })?;
@@ -195,7 +197,7 @@ mod tests {
         let mut seen = Vec::new();
         split(&body, |item| match item {
             Item::Event(_, bytes) => seen.push(bytes.to_owned()),
-            Item::Malformed => panic!("none is malformed"),
+            other => panic!("{other:?}"),
         })
         .unwrap();
         assert_eq!(seen, items);
@@ -226,7 +228,8 @@ mod tests {
             event("abyss", &deep(3_000_000)),
         ]);
         items.push(event("last", ""));
-        assert_eq!(ids(list(&items)).unwrap(), ["first", "-", "-", "-", "-", "-", "flat", "-", "-", "last"]);
+        let expected = ["first", "-", "-", "-", "-", "-", "flat", "deep too deep", "abyss too deep", "last"];
+        assert_eq!(ids(list(&items)).unwrap(), expected);
     }
 
     #[test]
