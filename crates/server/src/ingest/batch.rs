@@ -247,7 +247,8 @@ fn own_members<'a>(event: &Event<'_>, json: &'a str) -> Cow<'a, str> {
     }
 }
 
-fn members_without(json: &str, dropped: &[&str]) -> String {
+/// The members of an event's object but for some, without braces.
+pub(super) fn members_without(json: &str, dropped: &[&str]) -> String {
     let members: Members<'_, &RawValue> = serde_json::from_str(json).expect("it was read as an event before");
     let mut out = Vec::with_capacity(json.len());
     for (key, value) in members.0.iter().filter(|(key, _)| !dropped.contains(&&**key)) {

@@ -3,9 +3,10 @@
 //! Who did what, to what and with which outcome is never what is given up. Upstream truncates in the same way and with the
 //! same annotation: `k8s.io/apiserver/plugin/pkg/audit/truncate/truncate.go`.
 
-use audit_stream_api::audit::{Event, Members, Text};
+use audit_stream_api::audit::{Event, Text};
 use audit_stream_api::object::write_json;
-use serde_json::value::RawValue;
+
+use super::batch::members_without;
 
 /// Upstream's mark on an event whose bodies were removed.
 const TRUNCATED: (&str, &str) = ("audit.k8s.io/truncated", "true");
@@ -15,16 +16,9 @@ pub(super) fn truncate(event: &mut Event<'_>, json: &str) -> String {
     event.request_object = None;
     event.response_object = None;
     event.annotations.push((Text::from(TRUNCATED.0), Text::from(TRUNCATED.1)));
-    let members: Members<'_, &RawValue> = serde_json::from_str(json).expect("it was read as an event before");
-    let replaced = ["requestObject", "responseObject", "annotations"];
-    let mut out = b"{".to_vec();
-    for (key, value) in members.0.iter().filter(|(key, _)| !replaced.contains(&&**key)) {
-        write_json(&mut out, key);
-        out.push(b':');
-        out.extend_from_slice(value.get().as_bytes());
-        out.push(b',');
-    }
-    out.extend_from_slice(br#""annotations":{"#);
+    // Never empty: an event has members that are required.
+    let members = members_without(json, &["requestObject", "responseObject", "annotations"]);
+    let mut out = format!("{{{members},\"annotations\":{{").into_bytes();
     for (index, (key, value)) in event.annotations.iter().enumerate() {
         out.extend_from_slice(if index > 0 { b"," } else { b"" });
         write_json(&mut out, key);
