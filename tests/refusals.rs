@@ -273,7 +273,7 @@ async fn a_websocket_is_refused() -> Result<()> {
 
 #[tokio::test]
 async fn one_watch_too_many_is_told_when_to_come_back() -> Result<()> {
-    let stage = Stage::with(|config| config.max_watches = 2).await?;
+    let stage = Stage::with(|config| config.watch.limits.watches = 2).await?;
     let (admin, sender) = (stage.admin().await?, stage.sender().await?);
     let (mut first, second) = (admin.watch(EVENTS).await?, admin.watch(EVENTS).await?);
     let refusal = refused(&admin, EVENTS).await?;

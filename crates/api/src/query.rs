@@ -16,6 +16,8 @@ pub struct WatchOptions {
     pub field_selector: FieldSelector,
     /// Where from; `None` is now.
     pub resource_version: Option<Sequence>,
+    /// What of the past comes first; `None` is nothing. Never together with `resource_version`.
+    pub replay: Option<Replay>,
     /// For how long; `None` leaves it to the server.
     pub timeout: Option<Duration>,
     /// Whether BOOKMARK frames may be sent.
@@ -24,6 +26,15 @@ pub struct WatchOptions {
     pub send_initial_events: bool,
     /// Parameters that nothing here understands, so that a misspelt filter can be warned about.
     pub unknown: Vec<String>,
+}
+
+/// How much of what is still retained a watch begins with, as in pods/log: where both bounds are given, both hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Replay {
+    /// Not what is older than this. At least a second; there is no upper bound.
+    pub since: Option<Duration>,
+    /// Of the events that the watch selects, no more than these last ones. May be 0.
+    pub tail: Option<u64>,
 }
 
 /// Why a query was refused.

@@ -25,6 +25,12 @@ impl Sequence {
     pub const fn plus(self, count: u64) -> Self {
         Self(self.0.saturating_add(count))
     }
+
+    /// The place before it, issued or not.
+    #[must_use]
+    pub const fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
 }
 
 impl fmt::Display for Sequence {

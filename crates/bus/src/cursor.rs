@@ -1,27 +1,18 @@
-//! A reader's place in the log.
+//! The place of one who reads everything.
 
 use std::sync::Arc;
 
 use audit_stream_api::Sequence;
 use tokio::sync::watch;
 
-use crate::ring::{Bus, Entry};
+use crate::ring::{Bus, Entry, NotRetained};
 
-/// A reader's place in the log. Dropping it is all the clean-up there is.
+/// The place of one who reads every batch from some time on. Dropping it is all the clean-up there is.
 #[derive(Debug)]
 pub struct Cursor<T> {
     bus: Arc<Bus<T>>,
     published: watch::Receiver<()>,
     position: Sequence,
-}
-
-/// A batch, and where in it the reader goes on.
-#[derive(Debug)]
-pub struct Delivery<T> {
-    /// The batch.
-    pub entry: Arc<Entry<T>>,
-    /// How many of its first events the reader already has: not zero only where it resumed inside a batch.
-    pub skip: u64,
 }
 
 /// The reader fell behind the retained window. It goes on with the oldest batch that is still there.
@@ -47,19 +38,17 @@ impl<T> Cursor<T> {
     ///
     /// # Errors
     /// If the reader fell behind. The next call goes on from there.
-    pub async fn next(&mut self) -> Result<Delivery<T>, Lagged> {
+    pub async fn next(&mut self) -> Result<Arc<Entry<T>>, Lagged> {
         loop {
             match self.bus.after(self.position) {
                 Ok(Some(entry)) => {
-                    let skip =
-                        if self.position < entry.first() { 0 } else { self.position.get() - entry.first().get() + 1 };
                     self.position = entry.last();
-                    return Ok(Delivery { entry, skip });
+                    return Ok(entry);
                 }
                 Ok(None) => {}
-                Err(floor) => {
-                    let from = std::mem::replace(&mut self.position, floor);
-                    return Err(Lagged { from, to: floor });
+                Err(NotRetained { oldest }) => {
+                    let from = std::mem::replace(&mut self.position, oldest);
+                    return Err(Lagged { from, to: oldest });
                 }
             }
             // Returns at once for whatever was published since the last wait, so nothing is slept through.
@@ -74,7 +63,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::ring::{Config, NotRetained, Start};
+    use crate::ring::Config;
 
     const START: u64 = 1_000;
     const ROOMY: Config = Config { retain_bytes: 1_000, retain_age: Duration::from_secs(60) };
@@ -83,52 +72,52 @@ mod tests {
         Arc::new(Bus::new(config, START))
     }
 
-    fn after(number: u64) -> Start {
-        Start::After(Sequence::new(number))
+    fn place(number: u64) -> Sequence {
+        Sequence::new(number)
     }
 
-    async fn read(cursor: &mut Cursor<&'static str>) -> (&'static str, u64) {
-        let delivery = cursor.next().await.unwrap();
-        (*delivery.entry.payload(), delivery.skip)
+    async fn read(cursor: &mut Cursor<&'static str>) -> &'static str {
+        cursor.next().await.unwrap().payload()
+    }
+
+    /// What a reader that has everything up to a place reads next.
+    fn after(bus: &Bus<&'static str>, number: u64) -> Result<Option<&'static str>, NotRetained> {
+        Ok(bus.after(place(number))?.map(|entry| *entry.payload()))
     }
 
     #[tokio::test]
     async fn batches_arrive_in_order_at_every_cursor() {
         let bus = bus(ROOMY);
-        let mut early = bus.subscribe(Start::Now).unwrap();
+        let mut early = bus.subscribe();
         bus.publish(2_000, 3, 10, "a");
-        let mut late = bus.subscribe(Start::Now).unwrap();
+        let mut late = bus.subscribe();
         bus.publish(2_001, 1, 10, "b");
-        assert_eq!(read(&mut early).await, ("a", 0));
-        assert_eq!(read(&mut early).await, ("b", 0));
-        assert_eq!(read(&mut late).await, ("b", 0));
-        assert_eq!(early.position(), late.position());
+        assert_eq!(read(&mut early).await, "a");
+        assert_eq!(read(&mut early).await, "b");
+        assert_eq!(read(&mut late).await, "b");
+        assert_eq!((early.position(), late.position()), (bus.head(), bus.head()));
     }
 
     #[tokio::test]
     async fn a_sleeping_cursor_is_woken() {
         let bus = bus(ROOMY);
-        let mut cursor = bus.subscribe(Start::Now).unwrap();
+        let mut cursor = bus.subscribe();
         let publish_later = async {
             // By now the other half has been polled and sleeps.
             tokio::task::yield_now().await;
             bus.publish(2_000, 1, 10, "a");
         };
         let (got, ()) = tokio::join!(read(&mut cursor), publish_later);
-        assert_eq!(got, ("a", 0));
+        assert_eq!(got, "a");
     }
 
     #[tokio::test]
     async fn a_wait_that_is_dropped_loses_nothing() {
         let bus = bus(ROOMY);
-        let mut cursor = bus.subscribe(Start::Now).unwrap();
-        expect_waiting(&mut cursor).await;
-        bus.publish(2_000, 1, 10, "a");
-        assert_eq!(read(&mut cursor).await, ("a", 0));
-    }
-
-    async fn expect_waiting(cursor: &mut Cursor<&'static str>) {
+        let mut cursor = bus.subscribe();
         assert!(tokio::time::timeout(Duration::ZERO, cursor.next()).await.is_err());
+        bus.publish(2_000, 1, 10, "a");
+        assert_eq!(read(&mut cursor).await, "a");
     }
 
     #[tokio::test]
@@ -145,15 +134,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_resumed_cursor_gets_exactly_what_follows() {
+    async fn a_reader_goes_on_after_any_place_that_was_issued() {
         let bus = bus(ROOMY);
         bus.publish(5_000, 3, 10, "a");
         bus.publish(6_000, 2, 10, "b");
-        assert_eq!(read(&mut bus.subscribe(after(START)).unwrap()).await, ("a", 0));
-        assert_eq!(read(&mut bus.subscribe(after(5_001)).unwrap()).await, ("a", 2));
-        assert_eq!(read(&mut bus.subscribe(after(5_002)).unwrap()).await, ("b", 0));
-        let mut at_head = bus.subscribe(after(6_001)).unwrap();
-        expect_waiting(&mut at_head).await;
+        for (from, next) in
+            [(START, Some("a")), (5_001, Some("a")), (5_002, Some("b")), (6_000, Some("b")), (6_001, None)]
+        {
+            assert_eq!(bus.check(place(from)), Ok(()), "{from}");
+            assert_eq!(after(&bus, from), Ok(next), "{from}");
+        }
+        let up_to = |position| bus.up_to(place(position)).map(|entry| *entry.payload());
+        assert_eq!([6_001, 6_000, 5_002, 5_001].map(up_to), [Some("b"), Some("a"), Some("a"), None]);
     }
 
     #[tokio::test]
@@ -161,27 +153,24 @@ mod tests {
         let bus = bus(ROOMY);
         bus.publish(5_000, 3, 10, "a");
         for never in [0, START - 1, START + 1, 4_999, 5_003, u64::MAX] {
-            assert_eq!(
-                bus.subscribe(after(never)).unwrap_err(),
-                NotRetained { oldest: Sequence::new(START) },
-                "{never}"
-            );
+            assert_eq!(bus.check(place(never)), Err(NotRetained { oldest: place(START) }), "{never}");
         }
     }
 
     #[tokio::test]
     async fn bytes_bound_what_is_retained_and_a_slow_cursor_is_told() {
         let bus = bus(Config { retain_bytes: 25, ..ROOMY });
-        let mut slow = bus.subscribe(Start::Now).unwrap();
+        let mut slow = bus.subscribe();
         bus.publish(5_000, 3, 10, "a");
         bus.publish(6_000, 1, 10, "b");
         bus.publish(7_000, 1, 10, "c");
         assert_eq!(bus.retained().0, 20);
+        let not_retained = NotRetained { oldest: place(5_002) };
+        assert_eq!((bus.check(place(5_001)), after(&bus, 5_001)), (Err(not_retained), Err(not_retained)));
+        assert_eq!((bus.check(place(5_002)), after(&bus, 5_002)), (Ok(()), Ok(Some("b"))));
         let lagged = slow.next().await.unwrap_err();
-        assert_eq!(lagged, Lagged { from: Sequence::new(START), to: Sequence::new(5_002) });
-        assert_eq!(read(&mut slow).await, ("b", 0));
-        assert_eq!(bus.subscribe(after(5_001)).unwrap_err(), NotRetained { oldest: Sequence::new(5_002) });
-        assert!(bus.subscribe(after(5_002)).is_ok());
+        assert_eq!(lagged, Lagged { from: place(START), to: place(5_002) });
+        assert_eq!(read(&mut slow).await, "b");
     }
 
     #[tokio::test]
@@ -197,14 +186,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn age_bounds_what_is_retained() {
         let bus = bus(ROOMY);
-        bus.publish(5_000, 1, 10, "a");
+        let first = bus.publish(5_000, 1, 10, "a");
         tokio::time::advance(Duration::from_secs(40)).await;
         bus.publish(6_000, 1, 10, "b");
         assert_eq!(bus.retained(), (20, Duration::from_secs(40)));
+        assert_eq!(first.age(), Duration::from_secs(40));
         tokio::time::advance(Duration::from_secs(21)).await;
         assert_eq!(bus.retained(), (10, Duration::from_secs(21)));
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(bus.retained(), (0, Duration::ZERO));
-        assert!(bus.subscribe(after(6_000)).is_ok(), "everything after the head is still to come");
+        assert!(bus.up_to(bus.head()).is_none());
+        assert_eq!(bus.check(place(6_000)), Ok(()), "everything after the head is still to come");
     }
 }

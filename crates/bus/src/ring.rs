@@ -29,19 +29,10 @@ pub struct Entry<T> {
     payload: T,
 }
 
-/// Where a cursor begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// With the next batch to be published.
-    Now,
-    /// Just after a place that this bus has issued.
-    After(Sequence),
-}
-
 /// The place asked for was never issued by this bus, or what follows it is no longer retained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotRetained {
-    /// The oldest place that a cursor can begin after.
+    /// The oldest place that a reader can go on after.
     pub oldest: Sequence,
 }
 
@@ -97,34 +88,49 @@ impl<T> Bus<T> {
     pub fn retained(&self) -> (usize, Duration) {
         let mut ring = self.lock();
         ring.evict(self.config, Instant::now());
-        let age = ring.entries.front().map_or(Duration::ZERO, |oldest| oldest.published.elapsed());
+        let age = ring.entries.front().map_or(Duration::ZERO, |oldest| oldest.age());
         (ring.retained_bytes, age)
     }
 
-    /// A reader.
-    ///
-    /// # Errors
-    /// If it is to begin after a place that this bus did not issue, or whose successors are no longer all retained.
-    pub fn subscribe(self: &Arc<Self>, start: Start) -> Result<Cursor<T>, NotRetained> {
-        let mut ring = self.lock();
-        ring.evict(self.config, Instant::now());
-        let position = match start {
-            Start::Now => ring.last,
-            Start::After(place) if ring.issued(place) => place,
-            Start::After(_) => return Err(NotRetained { oldest: ring.floor }),
-        };
-        drop(ring);
-        Ok(Cursor::new(Arc::clone(self), self.published.subscribe(), position))
+    /// A cursor whose first batch is the next to be published.
+    pub fn subscribe(self: &Arc<Self>) -> Cursor<T> {
+        let position = self.head();
+        Cursor::new(Arc::clone(self), self.published.subscribe(), position)
     }
 
-    /// The first entry that reaches beyond `position`, or the floor if `position` lies below it.
-    pub(crate) fn after(&self, position: Sequence) -> Result<Option<Arc<Entry<T>>>, Sequence> {
+    /// The last place issued.
+    pub fn head(&self) -> Sequence {
+        self.lock().last
+    }
+
+    /// Whether a reader that has everything up to `place` can go on after it.
+    ///
+    /// # Errors
+    /// If this bus did not issue the place, or what follows it is no longer all retained.
+    pub fn check(&self, place: Sequence) -> Result<(), NotRetained> {
+        let mut ring = self.lock();
+        ring.evict(self.config, Instant::now());
+        if ring.issued(place) { Ok(()) } else { Err(NotRetained { oldest: ring.floor }) }
+    }
+
+    /// The first batch that reaches beyond `position`; `None` at the head.
+    ///
+    /// # Errors
+    /// If something after `position` is no longer retained.
+    pub fn after(&self, position: Sequence) -> Result<Option<Arc<Entry<T>>>, NotRetained> {
         let ring = self.lock();
         if position < ring.floor {
-            return Err(ring.floor);
+            return Err(NotRetained { oldest: ring.floor });
         }
         let index = ring.entries.partition_point(|entry| entry.last() <= position);
         Ok(ring.entries.get(index).cloned())
+    }
+
+    /// The newest retained batch that ends at `position` or before it.
+    pub fn up_to(&self, position: Sequence) -> Option<Arc<Entry<T>>> {
+        let ring = self.lock();
+        let index = ring.entries.partition_point(|entry| entry.last() <= position);
+        ring.entries.get(index.checked_sub(1)?).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring<T>> {
@@ -165,6 +171,11 @@ impl<T> Entry<T> {
     /// The place of its last event.
     pub fn last(&self) -> Sequence {
         self.first.plus(self.count - 1)
+    }
+
+    /// How long ago it was published.
+    pub fn age(&self) -> Duration {
+        self.published.elapsed()
     }
 
     /// What was published.

@@ -15,6 +15,7 @@ use crate::Config;
 use crate::authz::CacheTtl;
 use crate::certs::{PairFiles, TlsMinVersion};
 use crate::ingest::{self, batch};
+use crate::watch;
 
 /// Kubernetes audit events as a watch: an aggregated API server.
 #[derive(Debug, Parser)]
@@ -133,7 +134,7 @@ pub struct ServeArgs {
     #[arg(long, env = "AUDIT_STREAM_WEBHOOK_MAX_INFLIGHT_BYTES", default_value = "128Mi", value_name = "BYTES")]
     webhook_max_inflight_bytes: Bytes,
 
-    /// Events that are retained for slow and returning readers, by size.
+    /// Events that are retained for slow and returning readers, by size; as much again may be on its way to readers.
     #[arg(long, env = "AUDIT_STREAM_RETAIN_BYTES", default_value = "128Mi", value_name = "BYTES")]
     retain_bytes: Bytes,
 
@@ -144,6 +145,18 @@ pub struct ServeArgs {
     /// Watches that may be open at a time.
     #[arg(long, env = "AUDIT_STREAM_MAX_WATCHES", default_value_t = 10_000, value_name = "COUNT")]
     max_watches: u32,
+
+    /// Watches that one user may have open at a time.
+    #[arg(long, env = "AUDIT_STREAM_MAX_WATCHES_PER_USER", default_value_t = 20, value_name = "COUNT")]
+    max_watches_per_user: u32,
+
+    /// Watches of one namespace that may be open at a time.
+    #[arg(long, env = "AUDIT_STREAM_MAX_WATCHES_PER_NAMESPACE", default_value_t = 200, value_name = "COUNT")]
+    max_watches_per_namespace: u32,
+
+    /// Different paths and parameters that the open watches of one user may have.
+    #[arg(long, env = "AUDIT_STREAM_MAX_CLASSES_PER_USER", default_value_t = 20, value_name = "COUNT")]
+    max_classes_per_user: u32,
 
     /// How long to go on serving after SIGTERM, not ready, until nobody is sent here any more.
     #[arg(long, env = "AUDIT_STREAM_SHUTDOWN_DELAY_DURATION", default_value = "10s", value_name = "DURATION")]
@@ -185,6 +198,7 @@ impl ServeArgs {
     /// # Errors
     /// If they do not go together; the message names the flag.
     pub fn into_config(self) -> Result<Config> {
+        let limits = self.watch_limits()?;
         let serving = PairFiles { certificate: self.tls_cert_file, key: self.tls_private_key_file };
         let webhook = self.webhook_tls_cert_file.zip(self.webhook_tls_private_key_file);
         let webhook = webhook.map(|(certificate, key)| PairFiles { certificate, key });
@@ -201,7 +215,7 @@ impl ServeArgs {
         );
         let blank = self.webhook_allowed_names.iter().any(|name| name.trim().is_empty());
         ensure!(!blank, "--webhook-allowed-names must not have an empty name");
-        ensure!(self.max_watches > 0, "--max-watches must not be 0");
+        let retain_bytes = usize::try_from(self.retain_bytes.0).unwrap_or(usize::MAX);
         Ok(Config {
             address: SocketAddr::new(self.bind_address, self.secure_port),
             webhook_address: SocketAddr::new(self.webhook_bind_address, self.webhook_port),
@@ -220,13 +234,23 @@ impl ServeArgs {
                 max_body_bytes: max_body,
                 max_inflight_bytes: max_inflight,
             },
-            retain: audit_stream_bus::Config {
-                retain_bytes: usize::try_from(self.retain_bytes.0).unwrap_or(usize::MAX),
-                retain_age: self.retain_age.0,
-            },
-            max_watches: self.max_watches,
+            retain: audit_stream_bus::Config { retain_bytes, retain_age: self.retain_age.0 },
+            watch: watch::Config { limits, frame_bytes: retain_bytes },
             shutdown_delay: self.shutdown_delay_duration.0,
             shutdown_grace: self.shutdown_grace_period.0,
+        })
+    }
+
+    fn watch_limits(&self) -> Result<watch::Limits> {
+        let limit = |flag: &str, count: u32| {
+            ensure!(count > 0, "--{flag} must not be 0");
+            Ok(count as usize)
+        };
+        Ok(watch::Limits {
+            watches: limit("max-watches", self.max_watches)?,
+            per_user: limit("max-watches-per-user", self.max_watches_per_user)?,
+            per_namespace: limit("max-watches-per-namespace", self.max_watches_per_namespace)?,
+            classes_per_user: limit("max-classes-per-user", self.max_classes_per_user)?,
         })
     }
 

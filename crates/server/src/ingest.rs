@@ -216,7 +216,7 @@ impl Ingest {
         }
         let batch = batch.build();
         let (events, bytes) = (batch.len(), batch.bytes());
-        self.bus.publish(unix_micros(), events, bytes, batch);
+        self.bus.publish(unix_micros(), batch.places(), bytes, batch);
         self.metrics.batches.inc();
         self.metrics.events.inc_by(events as u64);
         debug!(events, bytes, "batch published");

@@ -12,6 +12,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TY
 use http::{HeaderValue, Response};
 
 use crate::authz::{Attributes, Refusal};
+use crate::watch::Full;
 use crate::wire::{self, Body};
 
 /// Why a request of the API is refused.
@@ -49,8 +50,8 @@ pub enum Rejection {
     WithheldField(&'static str),
     /// A watch over a websocket.
     Upgrade,
-    /// As many watches as the server allows are open.
-    TooManyWatches,
+    /// As many watches as may be are open.
+    TooManyWatches(Full),
     /// Told in the stream: what comes after a place is not retained, or the place was never issued.
     Expired {
         /// The place asked for.
@@ -58,6 +59,8 @@ pub enum Rejection {
         /// The oldest place that a watch can begin after.
         oldest: Sequence,
     },
+    /// Told in the stream: the watch took nothing for so long that it is over.
+    Stalled,
     /// The server ends.
     ShuttingDown,
 }
@@ -139,12 +142,20 @@ impl Rejection {
                 bad_request(format!("field label not supported: {field} is withheld from readers of namespacedevents"))
             }
             Self::Upgrade => bad_request("watching over a websocket is not supported; use a plain GET".to_owned()),
-            Self::TooManyWatches => {
-                retry_later(429, "TooManyRequests", "too many open watches, please try again later (--max-watches)")
+            Self::TooManyWatches(full) => {
+                let (whose, flag) = match full {
+                    Full::Server => ("", "--max-watches"),
+                    Full::User => (" of this user", "--max-watches-per-user"),
+                    Full::Namespace => (" of this namespace", "--max-watches-per-namespace"),
+                    Full::Classes => (" of this user with different parameters", "--max-classes-per-user"),
+                };
+                let message = format!("too many open watches{whose}, please try again later ({flag})");
+                retry_later(429, "TooManyRequests", &message)
             }
             Self::Expired { asked, oldest } => {
                 Status::failure(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
             }
+            Self::Stalled => Status::failure(410, "Expired", "the watch took nothing for 30 seconds and is over"),
             Self::ShuttingDown => retry_later(503, "ServiceUnavailable", "audit-stream is shutting down"),
         }
     }

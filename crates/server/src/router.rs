@@ -11,6 +11,7 @@ use audit_stream_bus::Bus;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, UPGRADE, WARNING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use percent_encoding::percent_decode_str;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
@@ -23,8 +24,7 @@ use crate::listener::Peer;
 use crate::metrics::{self, Code, Metrics};
 use crate::negotiation::{JSON_WATCH, accepts_json};
 use crate::rejection::Rejection;
-use crate::watch::class::ClassKey;
-use crate::watch::{Reader, Watches};
+use crate::watch::{ClassKey, Reader, Watches};
 use crate::wire::{self, Body};
 
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
@@ -105,8 +105,9 @@ impl Router {
                 let attributes = Attributes::Resource { verb, route: route.clone() };
                 let grant = self.authorize(&user, &attributes).await?;
                 check_verb(request.method(), verb, route.resource, named)?;
-                let reader = Reader { username: user.name, attributes, audit_id: audit_id.to_owned() };
-                self.watch(reader, grant, route, request.headers(), query)
+                let cut = CancellationToken::new();
+                let reader = Reader { username: user.name, attributes, audit_id: audit_id.to_owned(), cut };
+                self.watch(reader, grant, route, request.headers(), query).await
             }
         }
     }
@@ -144,7 +145,7 @@ impl Router {
         response
     }
 
-    fn watch(
+    async fn watch(
         &self,
         reader: Reader,
         grant: Grant,
@@ -161,7 +162,7 @@ impl Router {
         let options = WatchOptions::parse(query)?;
         let key = ClassKey { route, selector: options.field_selector.clone() };
         let lease = Lease::new(Arc::clone(&self.authorizer), grant);
-        let watch = self.watches.open(key, &options, lease, reader)?;
+        let watch = self.watches.open(key, &options, lease, reader).await?;
         let mut response = wire::watching(watch);
         for parameter in options.unknown.iter().take(MAX_WARNINGS) {
             response.headers_mut().append(WARNING, warning(parameter));

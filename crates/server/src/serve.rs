@@ -36,7 +36,7 @@ use crate::ingest::{self, Ingest};
 use crate::listener::{self, Listener, Peer};
 use crate::metrics::Metrics;
 use crate::router::Router;
-use crate::watch::Watches;
+use crate::watch::{self, Dispatcher, Watches};
 
 /// Beyond the watches, an HTTP/2 connection carries discovery, OpenAPI and health; upstream's own limit is 1000 in all.
 /// A stream without a watch costs its headers while it is answered: 1000 × 64 KiB at the very worst.
@@ -82,8 +82,8 @@ pub struct Config {
     pub ingest: ingest::Config,
     /// What the bus retains.
     pub retain: audit_stream_bus::Config,
-    /// Watches at a time.
-    pub max_watches: u32,
+    /// What readers may have.
+    pub watch: watch::Config,
     /// From the signal until watches are ended.
     pub shutdown_delay: Duration,
     /// From then until the process exits whatever is still open.
@@ -99,6 +99,7 @@ pub struct Server {
     /// What keeps the server in step with kube-apiserver.
     upkeep: BoxFuture<'static, ()>,
     health: Arc<Health>,
+    dispatcher: Dispatcher,
     /// Cancelled, it ends watches and listeners.
     end: CancellationToken,
     shutdown_delay: Duration,
@@ -129,9 +130,9 @@ impl Server {
         );
         let health = Arc::new(Health::new(Arc::clone(&authenticator)));
         let authorizer = Authorizer::new(authorization_client, config.authorization_cache, metrics.access.clone());
-        let max_watches = usize::try_from(config.max_watches).unwrap_or(usize::MAX);
+        let (watches, dispatcher) = Watches::new(Arc::clone(&bus), config.watch, end.clone(), metrics.watch.clone());
         let router = Router {
-            watches: Watches::new(Arc::clone(&bus), max_watches, end.clone(), metrics.watch.clone()),
+            watches,
             authorizer: Arc::new(authorizer),
             documents: Documents::new(),
             health: Arc::clone(&health),
@@ -145,6 +146,7 @@ impl Server {
             router: Arc::new(router),
             ingest: Arc::new(ingest),
             upkeep: upkeep.map(drop).boxed(),
+            dispatcher,
             health,
             end,
             shutdown_delay: config.shutdown_delay,
@@ -193,11 +195,11 @@ impl Server {
     }
 
     fn start(self) -> Result<JoinSet<()>> {
-        let Self { api, webhook, router, ingest, upkeep, end, .. } = self;
+        let Self { api, webhook, router, ingest, upkeep, dispatcher, end, .. } = self;
         let mut parts = JoinSet::new();
         let ends = end.clone();
         parts.spawn(async move {
-            ends.run_until_cancelled(upkeep).await;
+            ends.run_until_cancelled(join(upkeep, dispatcher.run())).await;
         });
         let bodies = TaskTracker::new();
         let api_handler = move |peer: Arc<Peer>, request: Request<Incoming>| {
@@ -251,8 +253,8 @@ fn bind_listeners(config: &Config, metrics: &Metrics) -> Result<(Listener, Liste
             .context("--webhook-client-ca-file, --webhook-tls-cert-file, --webhook-tls-private-key-file")?;
     let api_config = listener::Config {
         name: "api",
-        max_connections: config.max_watches as usize + SPARE_CONNECTIONS,
-        max_streams: config.max_watches.saturating_add(SPARE_STREAMS),
+        max_connections: config.watch.limits.watches + SPARE_CONNECTIONS,
+        max_streams: u32::try_from(config.watch.limits.watches).unwrap_or(u32::MAX).saturating_add(SPARE_STREAMS),
     };
     let webhook_config = listener::Config {
         name: "webhook",

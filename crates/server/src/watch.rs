@@ -1,22 +1,26 @@
 //! From the bus to one reader: what a watch yields, and when it ends.
 //!
 //! A watch is pulled by its connection: nothing runs for a reader that takes nothing. It decides neither who may read
-//! (`authz`) nor which bytes an event is (`class`), and it knows no HTTP.
+//! (`authz`) nor which bytes an event is (`class`, `frames`), and it knows no HTTP.
 
-pub mod class;
+mod class;
+mod frames;
+mod gap;
+mod slots;
+mod start;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use audit_stream_api::frame::{self, Bookmark};
-use audit_stream_api::object::{Gap, GapReason};
+use audit_stream_api::object::GapReason;
 use audit_stream_api::query::WatchOptions;
 use audit_stream_api::{Resource, Route, Sequence};
-use audit_stream_bus::{Bus, Cursor, Delivery, Lagged, Start};
+use audit_stream_bus::{Bus, Cursor, Lagged};
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -26,26 +30,61 @@ use crate::metrics::{WatchMetrics, count};
 use crate::rejection::Rejection;
 use crate::view;
 pub use class::ClassKey;
-use class::{Class, Classes};
+use class::{Classes, Loss, MEMORY, Member, Next, Tally};
+use frames::{Budget, Charge, Piece};
+use gap::PendingGap;
+pub use slots::{Full, Limits};
+use slots::{Holder, Slot, Slots};
 
-/// The most that is handed to a connection at once: large enough that framing costs nothing, small enough that a slow
-/// reader's connection holds little of it.
-const PIECE_BYTES: usize = 256 * 1024;
-
-/// Upstream's watch cache sends a bookmark about once a minute.
+/// Upstream's watch cache sends a bookmark about once a minute, and one before the end.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 
 /// Upstream ends a watch whose client gave no timeout after a random time between these two, and so spreads reconnects.
 const DEFAULT_TIMEOUT: (Duration, Duration) = (Duration::from_secs(30 * 60), Duration::from_secs(60 * 60));
 
-/// Opens watches and bounds how many there are.
+/// A watch whose connection takes nothing for as long as this is over: it gets no more events.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A watch that is over is cut if nobody has come for its end by then. Until that it keeps its slot, because it may keep its
+/// share of a window at kube-apiserver, and its user is not to have another one.
+const STALLED_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// How often to look for those.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where there is no room for frames, watches are cut whose connections have not come back for this long.
+const STALLED_WITHOUT_ROOM: Duration = Duration::from_secs(1);
+
+/// Less would not hold the largest frames of a few readers.
+const MIN_FRAME_BYTES: usize = 8 << 20;
+
+/// What readers may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// How many watches.
+    pub limits: Limits,
+    /// Bytes of frames that are written and not yet taken by a connection.
+    pub frame_bytes: usize,
+}
+
+/// Opens watches and bounds what they take.
 #[derive(Debug)]
 pub struct Watches {
     bus: Arc<Bus<Batch>>,
-    classes: Classes,
-    slots: Arc<Semaphore>,
+    classes: Arc<Classes>,
+    slots: Arc<Slots>,
+    /// Finding out where a replay begins may take looking through all that is retained: one reader at a time.
+    replays: Semaphore,
     closing: CancellationToken,
     metrics: WatchMetrics,
+}
+
+/// Shows what is published to the classes of the open watches.
+pub struct Dispatcher {
+    cursor: Cursor<Batch>,
+    classes: Arc<Classes>,
+    slots: Arc<Slots>,
 }
 
 /// Who reads: for the words of a refusal, and for the log.
@@ -57,41 +96,50 @@ pub struct Reader {
     pub attributes: Attributes,
     /// Joins the log with the cluster's audit log.
     pub audit_id: String,
+    /// Ends the exchange, whatever the reader takes.
+    pub cut: CancellationToken,
 }
 
 /// One open watch. Dropping it ends it.
 pub struct Watch {
     reader: Reader,
-    class: Arc<Class>,
-    cursor: Cursor<Batch>,
+    member: Member,
+    classes: Arc<Classes>,
+    /// Everything up to here was handed over, or told, or passed over.
+    at: Sequence,
+    /// For saying how much was missed; not kept for a strict reader.
+    tally: Option<Tally>,
+    /// For what is written next.
+    charge: Option<Charge>,
     lease: Lease,
     /// Whether BOOKMARK frames may be sent.
     bookmarks: bool,
-    /// Whether the reader wants everything after a place or an error, rather than a gap.
-    strict: bool,
     closing: CancellationToken,
     deadline: Instant,
     next_bookmark: Instant,
     gap: Option<PendingGap>,
-    /// Written for the reader and not yet taken: a batch's frames, and at most a bookmark before them.
+    /// A bookmark or the last error: written for the reader, and not yet handed over.
     unread: VecDeque<Bytes>,
     /// Why the watch ends when `unread` has been taken; `None` while it goes on.
     ending: Option<&'static str>,
     metrics: WatchMetrics,
-    _slot: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
-/// Events that were missed and not yet told of: why, and since which place.
-#[derive(Debug, Clone, Copy)]
-struct PendingGap {
-    reason: GapReason,
-    from: Sequence,
+/// What a watch that attends to its ends does it for.
+enum Until {
+    /// It only looks whether one has come.
+    Now,
+    /// There is room for frames of so many bytes.
+    Room(usize),
+    /// There is something new.
+    Changed,
 }
 
-/// What a watch was waiting for.
+/// What happened first.
 enum Wake {
-    Batch(Delivery<Batch>),
-    Lagged(Lagged),
+    /// What it was for.
+    Done(Option<Charge>),
     Bookmark,
     LeaseEnd(Refusal),
     Timeout,
@@ -101,17 +149,26 @@ enum Wake {
 // === impl Watches ===
 
 impl Watches {
-    /// At most `max_watches` at a time; all end when `closing` is cancelled.
-    pub fn new(bus: Arc<Bus<Batch>>, max_watches: usize, closing: CancellationToken, metrics: WatchMetrics) -> Self {
-        let slots = Arc::new(Semaphore::new(max_watches));
-        Self { bus, classes: Classes::default(), slots, closing, metrics }
+    /// Watches of what `bus` gets from now on, and what shows it to them. All end when `closing` is cancelled.
+    pub fn new(
+        bus: Arc<Bus<Batch>>,
+        config: Config,
+        closing: CancellationToken,
+        metrics: WatchMetrics,
+    ) -> (Self, Dispatcher) {
+        let cursor = bus.subscribe();
+        let budget = Budget::new(config.frame_bytes.max(MIN_FRAME_BYTES));
+        let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, MEMORY, cursor.position()));
+        let slots = Arc::new(Slots::new(config.limits));
+        let dispatcher = Dispatcher { cursor, classes: Arc::clone(&classes), slots: Arc::clone(&slots) };
+        (Self { bus, classes, slots, replays: Semaphore::new(1), closing, metrics }, dispatcher)
     }
 
     /// Opens a watch. A place that is no longer retained, or never was, is told in its first frame, as upstream does.
     ///
     /// # Errors
     /// If the selector asks for what the reader may not see, or there are too many watches.
-    pub fn open(
+    pub async fn open(
         &self,
         key: ClassKey,
         options: &WatchOptions,
@@ -122,41 +179,64 @@ impl Watches {
         if self.closing.is_cancelled() {
             return Err(Rejection::ShuttingDown);
         }
-        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Rejection::TooManyWatches)?;
-        let start = options.resource_version.map_or(Start::Now, Start::After);
-        let (cursor, expired) = match self.bus.subscribe(start) {
-            Ok(cursor) => (cursor, None),
-            Err(not_retained) => {
-                let now = self.bus.subscribe(Start::Now).expect("now is always retained");
-                (now, Some(not_retained.oldest))
-            }
+        let member = self.classes.join(key);
+        let holder = Holder {
+            user: reader.username.clone(),
+            namespace: member.key().route.namespace.clone(),
+            class_id: member.class_id(),
+        };
+        let slot = self.slots.take(holder, reader.cut.clone()).map_err(Rejection::TooManyWatches)?;
+        let (at, refused) = match self.start(&member, options).await {
+            Ok(at) => (at, None),
+            Err(expired) => (self.bus.head(), Some(expired)),
         };
         let now = Instant::now();
+        let strict = options.resource_version.is_some();
         let mut watch = Watch {
-            class: self.classes.join(key),
+            tally: (!strict).then(|| member.tally(at)),
+            member,
+            classes: Arc::clone(&self.classes),
+            at,
+            charge: None,
             lease,
             bookmarks: options.allow_bookmarks,
-            strict: options.resource_version.is_some(),
             closing: self.closing.clone(),
-            deadline: now + timeout(options.timeout),
-            next_bookmark: now + BOOKMARK_INTERVAL,
+            deadline: now + duration(options.timeout),
+            next_bookmark: now,
             gap: None,
             unread: VecDeque::new(),
             ending: None,
             metrics: self.metrics.clone(),
             reader,
-            cursor,
-            _slot: slot,
+            slot,
         };
         watch.opened();
-        match (expired, options.resource_version) {
-            (Some(oldest), Some(asked)) => watch.end_with("expired", &Rejection::Expired { asked, oldest }),
-            _ if options.send_initial_events && options.allow_bookmarks => {
-                watch.write_bookmark(watch.cursor.position(), Bookmark { initial_events_end: true, gap: None });
+        watch.schedule_bookmark();
+        match refused {
+            Some(expired) => watch.end_with("expired", &expired),
+            None if options.send_initial_events && options.allow_bookmarks => {
+                watch.write_bookmark(Bookmark { initial_events_end: true, gap: None });
             }
-            _ => {}
+            None => {}
         }
         Ok(watch)
+    }
+
+    /// The place after which a watch begins.
+    async fn start(&self, member: &Member, options: &WatchOptions) -> Result<Sequence, Rejection> {
+        let key = member.key();
+        if let Some(asked) = options.resource_version {
+            let place = start::after(&self.bus, key, asked).await;
+            return place.map_err(|error| Rejection::Expired { asked, oldest: error.oldest });
+        }
+        let Some(replay) = options.replay else { return Ok(self.bus.head()) };
+        let _turn = self.replays.acquire().await;
+        Ok(start::replay(&self.bus, key, replay).await)
+    }
+
+    /// Bytes of frames that are written and not yet taken by a connection.
+    pub fn frame_bytes(&self) -> usize {
+        self.classes.budget().used()
     }
 }
 
@@ -167,7 +247,8 @@ fn check_selector(key: &ClassKey) -> Result<(), Rejection> {
     fields.find(|field| !shown(*field)).map_or(Ok(()), |field| Err(Rejection::WithheldField(field.name())))
 }
 
-fn timeout(asked: Option<Duration>) -> Duration {
+/// For how long a watch goes on.
+fn duration(asked: Option<Duration>) -> Duration {
     let (shortest, longest) = DEFAULT_TIMEOUT;
     asked.map_or_else(
         || {
@@ -180,128 +261,187 @@ fn timeout(asked: Option<Duration>) -> Duration {
     )
 }
 
+// === impl Dispatcher ===
+
+impl Dispatcher {
+    /// Runs for ever. Cancel-safe.
+    pub async fn run(mut self) {
+        let mut sweep = interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                next = self.cursor.next() => match next {
+                    Ok(entry) => self.classes.dispatch(&entry),
+                    Err(Lagged { to, .. }) => self.classes.skip_to(to),
+                },
+                _ = sweep.tick() => self.slots.cut_stalled(STALLED_TIMEOUT),
+            }
+        }
+    }
+}
+
 // === impl Watch ===
 
 impl Watch {
     /// The next piece for the connection; `None` at the clean end of the stream. Nothing is yielded without permission.
     pub async fn next(&mut self) -> Option<Bytes> {
+        if self.slot.came_back() >= Some(PROGRESS_TIMEOUT) && self.ending.is_none() {
+            self.end_of_progress();
+        }
+        let bytes = self.next_bytes().await?;
+        self.metrics.sent_bytes.inc_by(bytes.len() as u64);
+        self.slot.handed_over();
+        Some(bytes)
+    }
+
+    async fn next_bytes(&mut self) -> Option<Bytes> {
         loop {
             if self.ending.is_some() {
                 // What ends a watch is a Status and nobody's event: it needs no permission.
-                return self.take_piece();
+                return self.unread.pop_front();
             }
             if let Err(refusal) = self.lease.confirm().await {
                 self.end_of_lease(refusal);
                 continue;
             }
-            if let Some(piece) = self.take_piece() {
-                return Some(piece);
+            if let Some(frame) = self.unread.pop_front() {
+                return Some(frame);
             }
-            let from = self.cursor.position();
-            match self.wake().await {
-                Wake::Batch(delivery) => self.write_batch(from, &delivery),
-                Wake::Lagged(lagged) => self.lagged(lagged),
-                Wake::Bookmark => self.write_bookmark(from, Bookmark::default()),
-                Wake::LeaseEnd(refusal) => self.end_of_lease(refusal),
-                Wake::Timeout => self.end("timeout"),
-                Wake::Closing => self.end("shutdown"),
+            self.attend(Until::Now).await;
+            if self.ending.is_some() || !self.unread.is_empty() {
+                continue;
+            }
+            let told = self.gap.map(PendingGap::announcement);
+            let next = self.member.next(self.at, told.as_deref(), &mut self.charge);
+            if !matches!(next, Next::Charge(_)) {
+                self.charge = None;
+            }
+            match next {
+                Next::Piece(piece) => return Some(self.hand_over(piece)),
+                Next::Loss(loss) => self.lost(loss),
+                Next::Lagged(oldest) => self.lagged(oldest),
+                Next::Passed(place) => {
+                    self.at = place;
+                    tokio::task::yield_now().await;
+                }
+                Next::Charge(bytes) => match self.classes.budget().try_charge(bytes) {
+                    Some(charge) => self.charge = Some(charge),
+                    None => self.attend(Until::Room(bytes)).await,
+                },
+                Next::UpToDate => self.attend(Until::Changed).await,
             }
         }
     }
 
-    async fn wake(&mut self) -> Wake {
-        tokio::select! {
+    /// Waits, and meanwhile for all that may end the watch or is due.
+    async fn attend(&mut self, until: Until) {
+        let done = async {
+            match until {
+                Until::Now => None,
+                Until::Room(bytes) => Some(make_room(&self.classes, self.slot.slots(), bytes).await),
+                Until::Changed => {
+                    self.member.changed().await;
+                    None
+                }
+            }
+        };
+        let wake = tokio::select! {
             // The ends first, so that a stream of events cannot keep a watch from ending.
             biased;
             () = self.closing.cancelled() => Wake::Closing,
             () = sleep_until(self.deadline) => Wake::Timeout,
             end = self.lease.end() => Wake::LeaseEnd(end),
             () = sleep_until(self.next_bookmark), if self.bookmarks => Wake::Bookmark,
-            next = self.cursor.next() => match next {
-                Ok(delivery) => Wake::Batch(delivery),
-                Err(lagged) => Wake::Lagged(lagged),
-            },
+            charge = done => Wake::Done(charge),
+        };
+        match wake {
+            Wake::Done(None) => {}
+            Wake::Done(charge) => self.charge = charge,
+            Wake::Bookmark => self.bookmark_is_due(),
+            Wake::LeaseEnd(refusal) => self.end_of_lease(refusal),
+            Wake::Timeout => self.end("timeout"),
+            Wake::Closing => self.end("shutdown"),
         }
     }
 
-    fn take_piece(&mut self) -> Option<Bytes> {
-        let unread = self.unread.front_mut()?;
-        let piece = unread.split_to(unread.len().min(PIECE_BYTES));
-        if unread.is_empty() {
-            self.unread.pop_front();
-        }
-        self.metrics.sent_bytes.inc_by(piece.len() as u64);
-        Some(piece)
-    }
-
-    fn write(&mut self, frames: Bytes) {
-        if !frames.is_empty() {
-            self.unread.push_back(frames);
-        }
-    }
-
-    fn write_batch(&mut self, from: Sequence, delivery: &Delivery<Batch>) {
-        let Delivery { entry, skip } = delivery;
-        if let Some(reason) = entry.payload().lost() {
-            self.note_gap(reason, entry.first());
-        }
-        if self.bookmarks && self.gap.is_some() {
-            // Before the events, at the place before them: who breaks off in between is told again when resuming there.
-            self.write_bookmark(from, Bookmark::default());
-        }
-        let shared = (*skip == 0).then(|| self.class.frames(entry));
-        match shared {
-            Some(frames) if self.gap.is_none() || frames.is_empty() => self.write(frames),
-            _ => {
-                let told = self.gap.map(announcement);
-                let frames = self.class.frames_for_one(entry, *skip, told.as_deref());
-                if !frames.is_empty() {
-                    self.gap_announced();
-                }
-                self.write(frames);
-            }
-        }
-    }
-
-    fn lagged(&mut self, lagged: Lagged) {
-        if self.strict {
-            self.end_with("lagged", &Rejection::Expired { asked: lagged.from, oldest: lagged.to });
-            return;
-        }
-        self.note_gap(GapReason::Lag, lagged.from.plus(1));
-        if self.bookmarks {
-            self.write_bookmark(lagged.to, Bookmark::default());
-        }
-    }
-
-    /// A gap that is announced before the next event reaches from its first cause on.
-    fn note_gap(&mut self, reason: GapReason, from: Sequence) {
-        self.gap.get_or_insert(PendingGap { reason, from });
-    }
-
-    fn gap_announced(&mut self) {
+    fn hand_over(&mut self, piece: Piece) -> Bytes {
         if let Some(gap) = self.gap.take() {
+            // Told on the piece's one event.
             count(&self.metrics.gaps, gap.reason.as_str());
+        }
+        self.at = piece.last;
+        self.tally = self.tally.map(|tally| tally.plus(piece.events));
+        piece.bytes
+    }
+
+    fn lost(&mut self, Loss { place, reason, count }: Loss) {
+        self.at = place;
+        self.tally = self.tally.map(|tally| tally.plus(count.unwrap_or(0)));
+        self.note_gap(reason, place, count);
+    }
+
+    fn lagged(&mut self, oldest: Sequence) {
+        let Some(tally) = self.tally else {
+            self.end_with("lagged", &Rejection::Expired { asked: self.at, oldest });
+            return;
+        };
+        let missed = self.member.missed(tally, oldest);
+        let from = std::mem::replace(&mut self.at, oldest).plus(1);
+        self.tally = Some(self.member.tally(oldest));
+        if missed != Some(0) {
+            self.note_gap(GapReason::Lag, from, missed);
+        }
+    }
+
+    /// A bookmark tells of a gap at once. Without one it is told on the next event.
+    fn note_gap(&mut self, reason: GapReason, from: Sequence, count: Option<u64>) {
+        PendingGap::note(&mut self.gap, reason, from, count);
+        if self.bookmarks {
+            self.write_bookmark(Bookmark::default());
         }
     }
 
     /// A clean end, but for a gap that no event or bookmark came to tell of.
     fn end(&mut self, reason: &'static str) {
-        match self.gap {
+        match self.gap.take() {
             None => self.ending = Some(reason),
             Some(gap) => {
-                self.gap_announced();
-                self.end_with(reason, &Rejection::Expired { asked: gap.from, oldest: self.cursor.position() });
+                count(&self.metrics.gaps, gap.reason.as_str());
+                self.end_with(reason, &Rejection::Expired { asked: gap.from, oldest: self.at });
             }
         }
     }
 
-    fn write_bookmark(&mut self, position: Sequence, bookmark: Bookmark) {
-        self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
-        let gap = self.gap.map(announcement);
-        let Route { resource, version, .. } = self.class.key().route;
-        self.write(frame::bookmark(resource, version, position, Bookmark { gap, ..bookmark }).into());
-        self.gap_announced();
+    /// The connection took nothing for too long. A strict reader comes back to where it was; another would not know that it
+    /// had missed something.
+    fn end_of_progress(&mut self) {
+        match self.tally {
+            None => self.end("stalled"),
+            Some(_) => self.end_with("stalled", &Rejection::Stalled),
+        }
+    }
+
+    fn bookmark_is_due(&mut self) {
+        // The position served, though nothing of it was the reader's.
+        self.at = self.member.caught_up(self.at).unwrap_or(self.at);
+        self.write_bookmark(Bookmark::default());
+    }
+
+    fn write_bookmark(&mut self, bookmark: Bookmark) {
+        self.schedule_bookmark();
+        let gap = self.gap.take().map(|gap| {
+            count(&self.metrics.gaps, gap.reason.as_str());
+            gap.announcement()
+        });
+        let Route { resource, version, .. } = self.member.key().route;
+        self.unread.push_back(frame::bookmark(resource, version, self.at, Bookmark { gap, ..bookmark }).into());
+    }
+
+    fn schedule_bookmark(&mut self) {
+        let now = Instant::now();
+        let regular = now + BOOKMARK_INTERVAL;
+        let last = self.deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|last| *last > now);
+        self.next_bookmark = last.map_or(regular, |last| last.min(regular));
     }
 
     fn end_of_lease(&mut self, refusal: Refusal) {
@@ -314,7 +454,7 @@ impl Watch {
         self.end_with(reason, &rejection);
     }
 
-    /// Drops what was not taken yet and leaves the refusal as the last frame.
+    /// Drops what was not handed over yet and leaves the refusal as the last frame.
     fn end_with(&mut self, reason: &'static str, rejection: &Rejection) {
         self.unread = VecDeque::from([frame::error(&rejection.status()).into()]);
         self.ending = Some(reason);
@@ -323,7 +463,7 @@ impl Watch {
     /// The audit ID joins this line with the cluster's audit log, which says who it was.
     fn opened(&self) {
         self.metrics.open.inc();
-        let Route { resource, namespace, .. } = &self.class.key().route;
+        let Route { resource, namespace, .. } = &self.member.key().route;
         let audit_id = &self.reader.audit_id;
         info!(auditEvent = true, audit_id, resource = resource.name(), namespace, "watch opened");
     }
@@ -332,24 +472,25 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.metrics.open.dec();
-        // Dropped by its connection before it came to an end of its own: the client left.
-        let reason = self.ending.unwrap_or("client");
+        // Dropped by its connection before it came to an end of its own: the client left, unless the watch was cut.
+        let reason = if self.slot.is_cut() { "stalled" } else { self.ending.unwrap_or("client") };
         count(&self.metrics.ended, reason);
         info!(auditEvent = true, audit_id = self.reader.audit_id, reason, "watch closed");
     }
 }
 
-fn announcement(gap: PendingGap) -> String {
-    let PendingGap { reason, from } = gap;
-    // How many of them would have been this reader's cannot be known.
-    let gap = Gap { count: None, truncated: 0, reason, since: time_of(from) };
-    serde_json::to_string(&gap).expect("numbers and strings always serialise")
-}
-
-/// About when a place was issued: places are made from the clock.
-fn time_of(place: Sequence) -> String {
-    let micros = i64::try_from(place.get()).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::MAX).to_string()
+/// Waits for room for so many bytes of frames. Cancel-safe.
+///
+/// Pieces that are only kept for watches that may come for them go first; then the watches are cut whose connections have
+/// taken a piece and not come back: what they hold is given back with them.
+async fn make_room(classes: &Classes, slots: &Slots, bytes: usize) -> Charge {
+    loop {
+        classes.shed();
+        if let Ok(charge) = timeout(STALLED_WITHOUT_ROOM, classes.budget().charge(bytes)).await {
+            return charge;
+        }
+        slots.cut_stalled(STALLED_WITHOUT_ROOM);
+    }
 }
 
 #[cfg(test)]

@@ -306,9 +306,37 @@ impl Batch {
         self.events.iter().map(|stored| StoredEvent { batch: self, stored })
     }
 
-    /// Why some of what was sent is not among the events.
+    /// The event at an index.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn event(&self, index: u32) -> StoredEvent<'_> {
+        StoredEvent { batch: self, stored: &self.events[index as usize] }
+    }
+
+    /// The indices of its events.
+    pub fn indices(&self) -> std::ops::Range<u32> {
+        0..u32::try_from(self.events.len()).expect("a batch's text is addressed by 32 bits, and an event has some")
+    }
+
+    /// How many places it takes: one for each event, and the first for what was lost.
+    pub fn places(&self) -> usize {
+        self.events.len() + usize::from(self.lost.is_some())
+    }
+
+    /// Which of its places is an event's.
+    pub fn place_of(&self, index: u32) -> u64 {
+        u64::from(index) + u64::from(self.lost.is_some())
+    }
+
+    /// Why some of what was sent is not among the events. That has the batch's first place.
     pub fn lost(&self) -> Option<GapReason> {
         self.lost
+    }
+
+    /// The namespaces that were created, and the index of the event that says so.
+    pub fn created_namespaces(&self) -> impl Iterator<Item = (u32, &str)> {
+        std::iter::empty()
     }
 
     /// What it costs to retain.
@@ -326,6 +354,11 @@ impl<'a> StoredEvent<'a> {
     /// The stage's time in whole seconds.
     pub fn creation_timestamp(self) -> Option<&'a str> {
         self.stored.creation_timestamp.map(|span| self.str(span))
+    }
+
+    /// Why the event is not there itself, but only its place and what selects it.
+    pub fn dropped(self) -> Option<GapReason> {
+        None
     }
 
     /// Every field that was recorded, as JSON members.

@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::metrics::WatchMetrics;
 use crate::testing::{FrontProxy, Reviewer, Verdict, stranger};
+use crate::watch;
 
 fn resource(version: Version, resource: Resource, namespace: Option<&str>) -> Target {
     let route = Route { version, resource, namespace: namespace.map(str::to_owned) };
@@ -44,6 +45,11 @@ fn paths() {
     }
 }
 
+const ONE_WATCH: watch::Config = watch::Config {
+    limits: watch::Limits { watches: 1, per_user: 1, per_namespace: 1, classes_per_user: 1 },
+    frame_bytes: 0,
+};
+
 struct Stage {
     router: Router,
     front_proxy: FrontProxy,
@@ -62,7 +68,7 @@ impl Stage {
             health: Arc::new(Health::new(Arc::clone(&authenticator))),
             authorizer: reviewer.authorizer(),
             documents: Documents::new(),
-            watches: Watches::new(Arc::clone(&bus), 1, closing, WatchMetrics::default()),
+            watches: Watches::new(Arc::clone(&bus), ONE_WATCH, closing, WatchMetrics::default()).0,
             metrics: Arc::default(),
             authenticator,
             bus,

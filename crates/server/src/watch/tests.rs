@@ -1,5 +1,7 @@
 use audit_stream_api::Version;
-use audit_stream_bus::Config;
+use audit_stream_bus::Config as Retain;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tokio::time::{advance, timeout};
 
 use super::*;
@@ -8,13 +10,22 @@ use crate::authz::Authorizer;
 use crate::ingest::batch::BatchBuilder;
 use crate::testing::{Reviewer, Verdict, batch};
 
+/// A watch, read frame by frame.
+struct Reading {
+    watch: Watch,
+    unread: VecDeque<Value>,
+}
+
 struct Stage {
     bus: Arc<Bus<Batch>>,
     watches: Watches,
     closing: CancellationToken,
     reviewer: Arc<Reviewer>,
     authorizer: Arc<Authorizer>,
+    _dispatcher: JoinSet<()>,
 }
+
+const LIMITS: Limits = Limits { watches: 10, per_user: 5, per_namespace: 10, classes_per_user: 5 };
 
 impl Stage {
     fn new() -> Self {
@@ -22,15 +33,22 @@ impl Stage {
     }
 
     fn retaining(retain_bytes: usize) -> Self {
-        let bus = Arc::new(Bus::new(Config { retain_bytes, retain_age: Duration::MAX }, 1_000_000));
+        let bus = Arc::new(Bus::new(Retain { retain_bytes, retain_age: Duration::MAX }, 1_000_000));
         let (closing, reviewer) = (CancellationToken::new(), Reviewer::new(Verdict::Allow));
-        let watches = Watches::new(Arc::clone(&bus), 10, closing.clone(), WatchMetrics::default());
+        let config = Config { limits: LIMITS, frame_bytes: 0 };
+        let (watches, dispatcher) = Watches::new(Arc::clone(&bus), config, closing.clone(), WatchMetrics::default());
         let authorizer = reviewer.authorizer();
-        Self { bus, watches, closing, reviewer, authorizer }
+        let mut running = JoinSet::new();
+        running.spawn(dispatcher.run());
+        Self { bus, watches, closing, reviewer, authorizer, _dispatcher: running }
     }
 
-    async fn watch(&self, query: &str) -> Watch {
-        let user = User { name: "alice".to_owned(), ..User::anonymous() };
+    async fn watch(&self, query: &str) -> Reading {
+        Reading { watch: self.watch_of("alice", query).await.unwrap(), unread: VecDeque::new() }
+    }
+
+    async fn watch_of(&self, user: &str, query: &str) -> Result<Watch, Rejection> {
+        let user = User { name: user.to_owned(), ..User::anonymous() };
         let route =
             Route { version: Version::V1, resource: Resource::NamespacedEvents, namespace: Some("shop".to_owned()) };
         let attributes = Attributes::Resource { verb: "watch", route: route.clone() };
@@ -38,8 +56,9 @@ impl Stage {
         let options = WatchOptions::parse(query).unwrap();
         let key = ClassKey { route, selector: options.field_selector.clone() };
         let lease = Lease::new(Arc::clone(&self.authorizer), grant);
-        let reader = Reader { username: user.name, attributes, audit_id: "x".to_owned() };
-        self.watches.open(key, &options, lease, reader).unwrap()
+        let cut = CancellationToken::new();
+        let reader = Reader { username: user.name, attributes, audit_id: "x".to_owned(), cut };
+        self.watches.open(key, &options, lease, reader).await
     }
 
     fn publish(&self, id: &str) -> Sequence {
@@ -47,7 +66,7 @@ impl Stage {
     }
 
     fn publish_batch(&self, batch: Batch) -> Sequence {
-        self.bus.publish(0, batch.len(), batch.bytes(), batch).last()
+        self.bus.publish(0, batch.places(), batch.bytes(), batch).last()
     }
 
     fn lose(&self) {
@@ -57,21 +76,50 @@ impl Stage {
     }
 }
 
-async fn piece(watch: &mut Watch) -> Option<Vec<serde_json::Value>> {
-    let bytes = timeout(Duration::from_secs(3600), watch.next()).await.expect("the watch said nothing for an hour")?;
-    let frames = serde_json::Deserializer::from_slice(&bytes).into_iter();
-    Some(frames.collect::<Result<_, _>>().unwrap())
+impl Reading {
+    /// The next frame, `None` at the end. A connection comes back for more when it has sent what it was handed.
+    async fn next(&mut self) -> Option<Value> {
+        if self.unread.is_empty() {
+            let bytes = timeout(Duration::from_secs(3600), self.watch.next());
+            let bytes = bytes.await.expect("the watch said nothing for an hour")?;
+            let frames = serde_json::Deserializer::from_slice(&bytes).into_iter();
+            self.unread = frames.collect::<Result<_, _>>().unwrap();
+        }
+        self.unread.pop_front()
+    }
+
+    async fn frame(&mut self) -> Value {
+        self.next().await.expect("the watch ended")
+    }
+
+    /// Audit IDs up to and including one of them.
+    async fn ids_until(&mut self, last: &str) -> String {
+        let mut ids = String::new();
+        while !ids.ends_with(last) {
+            ids += self.frame().await["object"]["auditID"].as_str().expect("an event");
+        }
+        ids
+    }
+
+    async fn error(&mut self) -> Value {
+        let frame = self.frame().await;
+        assert_eq!(frame["type"], "ERROR");
+        self.end().await;
+        frame["object"].clone()
+    }
+
+    async fn end(&mut self) {
+        assert_eq!(self.next().await, None);
+    }
 }
 
-async fn frame(watch: &mut Watch) -> serde_json::Value {
-    let mut frames = piece(watch).await.expect("the watch ended");
-    assert_eq!(frames.len(), 1, "{frames:?}");
-    frames.remove(0)
-}
-
-fn gap(frame: &serde_json::Value) -> serde_json::Value {
+fn gap(frame: &Value) -> Value {
     let text = frame["object"]["metadata"]["annotations"]["audit-stream.dev/gap"].as_str().expect("a gap");
     serde_json::from_str(text).unwrap()
+}
+
+fn tells_gap(frame: &Value) -> bool {
+    frame["object"]["metadata"]["annotations"].get("audit-stream.dev/gap").is_some()
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,7 +129,7 @@ async fn a_watch_begins_now_and_goes_on() {
     let mut watch = stage.watch("").await;
     let (first, second) = (stage.publish("a"), stage.publish("b"));
     for (id, sequence) in [("a", first), ("b", second)] {
-        let frame = frame(&mut watch).await;
+        let frame = watch.frame().await;
         assert_eq!((&frame["type"], &frame["object"]["auditID"]), (&"ADDED".into(), &id.into()));
         assert_eq!(frame["object"]["metadata"]["resourceVersion"], sequence.to_string());
     }
@@ -92,17 +140,46 @@ async fn a_watch_resumes_inside_a_batch() {
     let stage = Stage::new();
     let last = stage.publish_batch(batch(&[("a", Some("shop")), ("b", Some("shop")), ("c", Some("shop"))]));
     let mut watch = stage.watch(&format!("resourceVersion={}", last.get() - 1)).await;
-    assert_eq!(frame(&mut watch).await["object"]["auditID"], "c");
+    assert_eq!(watch.frame().await["object"]["auditID"], "c");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_place_that_is_not_retained_is_answered_410_in_the_stream() {
     let stage = Stage::new();
-    let mut watch = stage.watch("resourceVersion=5").await;
-    let error = frame(&mut watch).await;
-    assert_eq!((&error["type"], &error["object"]["code"]), (&"ERROR".into(), &410.into()));
-    assert_eq!(error["object"]["message"], "too old resource version: 5 (1000000)");
-    assert_eq!(piece(&mut watch).await, None);
+    let error = stage.watch("resourceVersion=5").await.error().await;
+    assert_eq!((&error["code"], &error["message"]), (&410.into(), &"too old resource version: 5 (1000000)".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_retained_is_replayed_on_request() {
+    let stage = Stage::new();
+    for id in ["a", "b", "c"] {
+        stage.publish(id);
+        stage.publish_batch(batch(&[("elsewhere", Some("bank"))]));
+        advance(Duration::from_secs(10)).await;
+    }
+    let replayed = async |query: &str| {
+        let mut watch = stage.watch(query).await;
+        stage.publish("z");
+        watch.ids_until("z").await
+    };
+    assert_eq!(replayed("sinceSeconds=3600").await, "abcz");
+    assert_eq!(replayed("sinceSeconds=20").await, "bczz");
+    assert_eq!(replayed("sinceSeconds=19").await, "czzz");
+    assert_eq!(replayed("tailLines=4").await, "czzzz");
+    assert_eq!(replayed("tailLines=0").await, "z");
+    assert_eq!(replayed("tailLines=100").await, "abczzzzzz");
+    assert_eq!(replayed("tailLines=7&sinceSeconds=19").await, "czzzzzzz");
+    assert_eq!(replayed("tailLines=2&sinceSeconds=3600").await, "zzz");
+    assert_eq!(replayed("tailLines=1&fieldSelector=auditID%3Da").await, "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_begins_inside_a_batch() {
+    let stage = Stage::new();
+    stage.publish_batch(batch(&[("a", Some("shop")), ("x", Some("bank")), ("b", Some("shop")), ("c", Some("shop"))]));
+    assert_eq!(stage.watch("tailLines=2").await.ids_until("c").await, "bc");
+    assert_eq!(stage.watch("tailLines=3").await.ids_until("c").await, "abc");
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,13 +187,13 @@ async fn time_is_up() {
     let stage = Stage::new();
     let mut watch = stage.watch("timeoutSeconds=30").await;
     let from = Instant::now();
-    assert_eq!(piece(&mut watch).await, None);
+    watch.end().await;
     assert_eq!(from.elapsed(), Duration::from_secs(30));
-    assert_eq!(piece(&mut stage.watch("timeoutSeconds=-1").await).await, None);
+    stage.watch("timeoutSeconds=-1").await.end().await;
 
     let mut without = stage.watch("").await;
     let from = Instant::now();
-    assert_eq!(piece(&mut without).await, None);
+    without.end().await;
     assert!((DEFAULT_TIMEOUT.0..=DEFAULT_TIMEOUT.1).contains(&from.elapsed()), "{:?}", from.elapsed());
 }
 
@@ -125,10 +202,45 @@ async fn the_servers_end_is_a_clean_end() {
     let stage = Stage::new();
     let mut watch = stage.watch("").await;
     stage.closing.cancel();
-    assert_eq!(piece(&mut watch).await, None);
-    assert_eq!(stage.watches.slots.available_permits(), 9);
+    watch.end().await;
+    assert_eq!(stage.watches.slots.open(), 1);
     drop(watch);
-    assert_eq!(stage.watches.slots.available_permits(), 10);
+    assert_eq!(stage.watches.slots.open(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_never_ceases_keeps_no_watch_from_ending() {
+    let stage = Stage::new();
+    let (mut timed, mut closed) = (stage.watch("timeoutSeconds=5").await, stage.watch("").await);
+    let mut denied = stage.watch("").await;
+    let mut pieces = 0;
+    loop {
+        stage.publish("a");
+        advance(Duration::from_secs(1)).await;
+        closed.frame().await;
+        denied.frame().await;
+        if timed.next().await.is_none() {
+            break;
+        }
+        pieces += 1;
+    }
+    assert!((4..=5).contains(&pieces), "{pieces}");
+    stage.publish("a");
+    stage.closing.cancel();
+    closed.end().await;
+
+    let stage = Stage::new();
+    let mut denied = stage.watch("").await;
+    stage.reviewer.now(Verdict::Deny("gone"));
+    let from = Instant::now();
+    loop {
+        stage.publish("a");
+        advance(Duration::from_millis(500)).await;
+        if denied.frame().await["type"] == "ERROR" {
+            break;
+        }
+    }
+    assert!(from.elapsed() < Duration::from_secs(12), "it was renewed under way: {:?}", from.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,15 +249,27 @@ async fn bookmarks_only_where_they_are_allowed() {
     let mut watch = stage.watch("allowWatchBookmarks=true").await;
     let from = Instant::now();
     let position = stage.publish_batch(batch(&[("elsewhere", Some("bank"))]));
-    let bookmark = frame(&mut watch).await;
+    let bookmark = watch.frame().await;
     assert_eq!(from.elapsed(), BOOKMARK_INTERVAL);
     // The position served, though nothing matched.
-    let expected = serde_json::json!({"type": "BOOKMARK", "object": {"kind": "NamespacedEvent", "apiVersion": "audit.k8s.io/v1",
+    let expected = json!({"type": "BOOKMARK", "object": {"kind": "NamespacedEvent", "apiVersion": "audit.k8s.io/v1",
         "metadata": {"resourceVersion": position.to_string()}}});
     assert_eq!(bookmark, expected);
 
-    let mut without = stage.watch("timeoutSeconds=600").await;
-    assert_eq!(piece(&mut without).await, None);
+    stage.watch("timeoutSeconds=600").await.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_bookmark_comes_before_the_end() {
+    let stage = Stage::new();
+    let mut watch = stage.watch("allowWatchBookmarks=true&timeoutSeconds=90").await;
+    let from = Instant::now();
+    let mut bookmarks = Vec::new();
+    while let Some(frame) = watch.next().await {
+        assert_eq!(frame["type"], "BOOKMARK");
+        bookmarks.push(from.elapsed().as_secs());
+    }
+    assert_eq!(bookmarks, [60, 88]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,9 +277,9 @@ async fn the_initial_state_is_empty_and_ends_at_once() {
     let stage = Stage::new();
     let query = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&resourceVersion=0";
     let from = Instant::now();
-    let bookmark = frame(&mut stage.watch(query).await).await;
+    let bookmark = stage.watch(query).await.frame().await;
     assert_eq!(from.elapsed(), Duration::ZERO);
-    assert_eq!(bookmark["object"]["metadata"]["annotations"], serde_json::json!({"k8s.io/initial-events-end": "true"}));
+    assert_eq!(bookmark["object"]["metadata"]["annotations"], json!({"k8s.io/initial-events-end": "true"}));
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,16 +289,22 @@ async fn what_a_source_lost_is_told_once() {
     stage.lose();
     stage.publish("a");
     stage.publish("b");
-    let expected = serde_json::json!({"count": null, "truncated": 0, "reason": "malformed", "since": "1970-01-01T00:00:01.000001Z"});
-    let told = frame(&mut plain).await;
+    let expected =
+        json!({"count": null, "truncated": 0, "reason": "malformed", "since": "1970-01-01T00:00:01.000001Z"});
+    let told = plain.frame().await;
     assert_eq!((&told["object"]["auditID"], gap(&told)), (&"a".into(), expected.clone()));
-    assert!(frame(&mut plain).await["object"]["metadata"]["annotations"].get("audit-stream.dev/gap").is_none());
+    assert!(!tells_gap(&plain.frame().await));
 
-    let told = frame(&mut bookmarked).await;
+    let told = bookmarked.frame().await;
     assert_eq!((&told["type"], gap(&told)), (&"BOOKMARK".into(), expected));
-    let next = frame(&mut bookmarked).await;
+    let next = bookmarked.frame().await;
     assert_eq!(next["object"]["auditID"], "a");
-    assert!(next["object"]["metadata"]["annotations"].get("audit-stream.dev/gap").is_none());
+    assert!(!tells_gap(&next));
+
+    // Who has read the bookmark comes back to what follows it, and who has not to what is before.
+    let place: u64 = told["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    let back = async |place: u64| stage.watch(&format!("resourceVersion={place}")).await.frame().await;
+    assert_eq!((tells_gap(&back(place).await), tells_gap(&back(place - 1).await)), (false, true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,45 +312,159 @@ async fn a_gap_that_nothing_came_to_tell_of_is_told_at_the_end() {
     let stage = Stage::new();
     let mut watch = stage.watch("timeoutSeconds=30").await;
     stage.lose();
-    assert_eq!(frame(&mut watch).await["object"]["code"], 410);
-    assert_eq!(piece(&mut watch).await, None);
+    assert_eq!(watch.error().await["code"], 410);
 
-    let mut bookmarked = stage.watch("timeoutSeconds=30&allowWatchBookmarks=true").await;
+    let mut bookmarked = stage.watch("timeoutSeconds=2&allowWatchBookmarks=true").await;
     stage.lose();
-    assert_eq!(frame(&mut bookmarked).await["type"], "BOOKMARK");
-    assert_eq!(piece(&mut bookmarked).await, None);
+    assert_eq!(bookmarked.frame().await["type"], "BOOKMARK");
+    bookmarked.end().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_falls_behind_is_told_or_ended() {
+async fn a_reader_that_falls_behind_is_told_how_much_it_missed_or_ended() {
     let one = batch(&[("x", Some("shop"))]).bytes();
     let stage = Stage::retaining(one * 2);
-    let start = 1_000_000;
     let mut plain = stage.watch("").await;
     let mut bookmarked = stage.watch("allowWatchBookmarks=true").await;
-    let mut strict = stage.watch(&format!("resourceVersion={start}")).await;
+    let mut strict = stage.watch("resourceVersion=1000000").await;
+    let mut all = stage.watch("sinceSeconds=5").await;
+    for id in ["a", "b", "c", "d"] {
+        stage.publish(id);
+        // The dispatcher has its turn.
+        tokio::task::yield_now().await;
+        if id == "b" {
+            assert_eq!(all.ids_until("b").await, "ab");
+        }
+    }
+    let told = plain.frame().await;
+    assert_eq!((&told["object"]["auditID"], gap(&told)["count"].as_u64()), (&"c".into(), Some(2)));
+    let told = bookmarked.frame().await;
+    assert_eq!((&told["type"], gap(&told)["count"].as_u64()), (&"BOOKMARK".into(), Some(2)));
+    assert_eq!(gap(&told)["reason"], "lag");
+    assert_eq!(bookmarked.ids_until("d").await, "cd");
+    assert_eq!(strict.error().await["code"], 410);
+    assert_eq!(all.ids_until("d").await, "cd", "it was not behind");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_evicted_before_it_was_shown_is_a_gap_of_unknown_size() {
+    let one = batch(&[("x", Some("shop"))]).bytes();
+    let stage = Stage::retaining(one * 2);
+    let mut watch = stage.watch("").await;
     for id in ["a", "b", "c", "d"] {
         stage.publish(id);
     }
-    let told = frame(&mut plain).await;
-    assert_eq!((&told["object"]["auditID"], &gap(&told)["reason"]), (&"c".into(), &"lag".into()));
-    assert_eq!(gap(&frame(&mut bookmarked).await)["reason"], "lag");
-    assert_eq!(frame(&mut bookmarked).await["object"]["auditID"], "c");
-    assert_eq!(frame(&mut strict).await["object"]["code"], 410);
-    assert_eq!(piece(&mut strict).await, None);
+    let told = watch.frame().await;
+    assert_eq!((&told["object"]["auditID"], &gap(&told)["count"]), (&"c".into(), &Value::Null));
 }
 
 #[tokio::test(start_paused = true)]
-async fn withdrawn_permission_ends_the_watch_and_drops_what_was_not_read() {
+async fn a_watch_that_takes_nothing_is_over() {
+    let stage = Stage::new();
+    let (mut plain, mut strict) = (stage.watch("").await, stage.watch("resourceVersion=1000000").await);
+    stage.publish("a");
+    plain.frame().await;
+    strict.frame().await;
+    stage.publish("b");
+    advance(PROGRESS_TIMEOUT).await;
+    let error = plain.error().await;
+    assert_eq!((&error["code"], &error["reason"]), (&410.into(), &"Expired".into()));
+    // It comes back to where it was, and misses nothing.
+    strict.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_waits_for_events_is_not_one_that_takes_nothing() {
+    let stage = Stage::new();
+    let mut watch = stage.watch("").await;
+    let later = async {
+        tokio::time::sleep(STALLED_TIMEOUT * 2).await;
+        stage.publish("a")
+    };
+    let (frame, _) = tokio::join!(watch.frame(), later);
+    assert_eq!(frame["object"]["auditID"], "a");
+    assert!(!watch.watch.slot.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_whose_end_nobody_comes_for_is_cut_and_keeps_its_slot_until_then() {
+    let stage = Stage::new();
+    let mut watch = stage.watch("").await;
+    stage.publish("a");
+    watch.frame().await;
+    tokio::time::sleep(STALLED_TIMEOUT - Duration::from_secs(1)).await;
+    assert!(!watch.watch.slot.is_cut());
+    assert_eq!(stage.watches.slots.open(), 1);
+    tokio::time::sleep(SWEEP_INTERVAL + Duration::from_secs(1)).await;
+    assert!(watch.watch.slot.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_watches_as_may_be() {
+    let stage = Stage::new();
+    let mut watches = Vec::new();
+    for _ in 0..LIMITS.per_user {
+        watches.push(stage.watch_of("alice", "").await.unwrap());
+    }
+    assert_eq!(stage.watch_of("alice", "").await.err(), Some(Rejection::TooManyWatches(Full::User)));
+    watches.push(stage.watch_of("bob", "").await.unwrap());
+    watches.remove(0);
+    assert!(stage.watch_of("alice", "").await.is_ok());
+}
+
+/// An event with a namespace of about a megabyte.
+fn large(id: &str) -> Batch {
+    let json = format!(
+        r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/","verb":"get","user":{{}},"userAgent":"{}"}}"#,
+        "x".repeat(1_000_000)
+    );
+    let mut builder = BatchBuilder::default();
+    builder.push(&serde_json::from_str(&json).unwrap(), &json, Some("shop"));
+    builder.build()
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_is_no_room_those_are_cut_that_take_nothing() {
+    let stage = Stage::retaining(64 << 20);
+    // Pieces of eight different classes fill the eight megabytes that there are.
+    let mut holders = Vec::new();
+    for (user, class) in
+        [("alice", 0), ("alice", 1), ("alice", 2), ("alice", 3), ("bob", 4), ("bob", 5), ("bob", 6), ("bob", 7)]
+    {
+        let query = format!("fieldSelector=auditID!%3D{class}");
+        holders.push(stage.watch_of(user, &query).await.unwrap());
+    }
+    let mut healthy = stage.watch_of("carol", "").await.unwrap();
+    stage.publish_batch(large("a"));
+    let mut held = Vec::new();
+    for holder in &mut holders {
+        held.push(holder.next().await.unwrap());
+    }
+    assert!(stage.watches.frame_bytes() > 7_500_000);
+    let let_go = async {
+        // As their connections do it.
+        while !holders.iter().all(|holder| holder.slot.is_cut()) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        held.clear();
+    };
+    let from = Instant::now();
+    let (piece, ()) = tokio::join!(healthy.next(), let_go);
+    assert!(piece.unwrap().len() > 1_000_000);
+    assert!(from.elapsed() < Duration::from_secs(5), "{:?}", from.elapsed());
+    assert!(!healthy.slot.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
+async fn withdrawn_permission_ends_the_watch() {
     let stage = Stage::new();
     let mut watch = stage.watch("").await;
     stage.reviewer.now(Verdict::Deny("gone"));
     let from = Instant::now();
-    let error = frame(&mut watch).await;
-    assert_eq!(error["object"]["code"], 403);
-    assert!(error["object"]["message"].as_str().unwrap().ends_with("in the namespace \"shop\": gone"), "{error}");
+    let error = watch.error().await;
+    assert_eq!(error["code"], 403);
+    assert!(error["message"].as_str().unwrap().ends_with("in the namespace \"shop\": gone"), "{error}");
     assert!(from.elapsed() <= Duration::from_secs(20));
-    assert_eq!(piece(&mut watch).await, None);
 
     stage.reviewer.now(Verdict::Allow);
     advance(Duration::from_secs(60)).await;
@@ -228,41 +472,17 @@ async fn withdrawn_permission_ends_the_watch_and_drops_what_was_not_read() {
     stage.publish("secret");
     stage.reviewer.now(Verdict::Hang);
     advance(Duration::from_secs(20)).await;
-    assert_eq!(frame(&mut unread).await["object"]["code"], 500);
-    assert_eq!(piece(&mut unread).await, None);
-}
-
-impl Stage {
-    /// More than one piece.
-    fn publish_large(&self) -> usize {
-        let ids: Vec<_> = (0..2000).map(|index| index.to_string()).collect();
-        self.publish_batch(batch(&ids.iter().map(|id| (id.as_str(), Some("shop"))).collect::<Vec<_>>()));
-        ids.len()
-    }
+    assert_eq!(unread.error().await["code"], 500);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_pauses_in_a_batch_gets_no_more_of_it_without_permission() {
+async fn a_reader_that_pauses_gets_no_more_without_permission() {
     let stage = Stage::new();
     let mut watch = stage.watch("").await;
-    stage.publish_large();
-    watch.next().await.unwrap();
+    let ids: Vec<_> = (0..2000).map(|index| index.to_string()).collect();
+    stage.publish_batch(batch(&ids.iter().map(|id| (id.as_str(), Some("shop"))).collect::<Vec<_>>()));
+    watch.watch.next().await.unwrap();
     stage.reviewer.now(Verdict::Deny("gone"));
-    advance(Duration::from_secs(60)).await;
-    assert_eq!(frame(&mut watch).await["object"]["code"], 403);
-    assert_eq!(piece(&mut watch).await, None);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_large_batch_comes_in_pieces() {
-    let stage = Stage::new();
-    let mut watch = stage.watch("").await;
-    let events = stage.publish_large();
-    let mut all = Vec::new();
-    while all.iter().filter(|byte| **byte == b'\n').count() < events {
-        let piece = watch.next().await.unwrap();
-        assert!(piece.len() <= PIECE_BYTES);
-        all.extend_from_slice(&piece);
-    }
-    assert!(all.len() > PIECE_BYTES, "one piece is no test");
+    advance(Duration::from_secs(25)).await;
+    assert_eq!(watch.error().await["code"], 403);
 }

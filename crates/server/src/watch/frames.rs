@@ -1,0 +1,167 @@
+//! From selected events to bytes: pieces of whole frames, charged to one budget until the last who holds them lets go.
+//!
+//! A piece is what a connection is handed at once. It knows neither classes nor readers.
+
+use std::sync::Arc;
+
+use audit_stream_api::object::{self, ObjectMeta};
+use audit_stream_api::{Resource, Route, Sequence};
+use audit_stream_bus::Entry;
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::ingest::batch::{Batch, StoredEvent};
+
+/// A piece ends before the frame that would make it larger: so large that framing costs nothing over HTTP/2, so small that a
+/// reader who takes no more pins little. A single frame that is larger is a piece of its own: half a frame could neither
+/// be taken back nor be followed by the error that ends a watch.
+pub(super) const PIECE_BYTES: usize = 64 * 1024;
+
+/// What a frame has beyond the event's fields, at most: 24 bytes around it, 60 of kind and version, a name and a
+/// `resourceVersion` of 20 digits, a namespace of 63 bytes, a time of 20, the annotations' keys, and a gap of 120.
+const FRAME_OVERHEAD: usize = 512;
+
+/// The longest escape of a byte in JSON.
+const ESCAPE_BYTES: usize = 6;
+
+/// How many bytes of frames there may be, written and not yet taken by a connection, of all watches together.
+#[derive(Debug, Clone)]
+pub(super) struct Budget {
+    /// One for each byte.
+    permits: Arc<Semaphore>,
+    bytes: usize,
+}
+
+/// A part of the budget.
+#[derive(Debug)]
+pub(super) struct Charge(OwnedSemaphorePermit);
+
+/// An event of a batch.
+#[derive(Debug)]
+pub(super) struct Selected {
+    /// The batch.
+    pub(super) entry: Arc<Entry<Batch>>,
+    /// The event's index in it.
+    pub(super) index: u32,
+}
+
+/// Frames that are handed to a connection at once.
+#[derive(Debug, Clone)]
+pub(super) struct Piece {
+    /// Shared with every reader that is handed the same.
+    pub(super) bytes: Bytes,
+    /// The place of its last event.
+    pub(super) last: Sequence,
+    /// How many.
+    pub(super) events: u64,
+}
+
+/// Bytes that give back their part of the budget when nobody holds them any more, neither a class nor a connection.
+struct Charged {
+    bytes: Vec<u8>,
+    _charge: Charge,
+}
+
+// === impl Budget ===
+
+impl Budget {
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(bytes)), bytes }
+    }
+
+    /// A part of what is left, if that much is.
+    pub(super) fn try_charge(&self, bytes: usize) -> Option<Charge> {
+        Arc::clone(&self.permits).try_acquire_many_owned(self.permits_for(bytes)).ok().map(Charge)
+    }
+
+    /// The same, as soon as that much is left. First come, first served. Cancel-safe, but the place in the queue is lost.
+    pub(super) async fn charge(&self, bytes: usize) -> Charge {
+        let permits = Arc::clone(&self.permits).acquire_many_owned(self.permits_for(bytes)).await;
+        Charge(permits.expect("this semaphore is never closed"))
+    }
+
+    /// Whether a charge is enough for so many bytes.
+    pub(super) fn covers(&self, charge: &Charge, bytes: usize) -> bool {
+        charge.0.num_permits() >= bytes.min(self.bytes)
+    }
+
+    /// Bytes in use now.
+    pub(super) fn used(&self) -> usize {
+        self.bytes.saturating_sub(self.permits.available_permits())
+    }
+
+    /// What is larger than all of the budget takes all of it, and is written alone.
+    fn permits_for(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.min(self.bytes)).unwrap_or(u32::MAX)
+    }
+}
+
+impl AsRef<[u8]> for Charged {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+// === impl Selected ===
+
+impl Selected {
+    pub(super) fn event(&self) -> StoredEvent<'_> {
+        self.entry.payload().event(self.index)
+    }
+
+    pub(super) fn place(&self) -> Sequence {
+        place(&self.entry, self.index)
+    }
+}
+
+/// The place of a batch's event.
+pub(super) fn place(entry: &Entry<Batch>, index: u32) -> Sequence {
+    entry.first().plus(entry.payload().place_of(index))
+}
+
+/// The indices of a batch's events whose places come after `at`.
+pub(super) fn indices_after(entry: &Entry<Batch>, at: Sequence) -> std::ops::Range<u32> {
+    let all = entry.payload().indices();
+    let passed = at.plus(1).get().saturating_sub(place(entry, 0).get());
+    u32::try_from(passed).map_or(all.end, |passed| passed.min(all.end))..all.end
+}
+
+/// The fields that a resource shows of an event, and the names of those that it withholds.
+fn fields(resource: Resource, event: StoredEvent<'_>) -> (&[u8], Option<&str>) {
+    match resource {
+        Resource::Events => (event.full(), None),
+        Resource::NamespacedEvents => (event.shown(), event.withheld_names()),
+    }
+}
+
+/// What an event's frame takes at most.
+pub(super) fn frame_bytes(resource: Resource, event: StoredEvent<'_>) -> usize {
+    let (fields, withheld) = fields(resource, event);
+    FRAME_OVERHEAD + fields.len() + withheld.map_or(0, |names| names.len() * ESCAPE_BYTES)
+}
+
+/// Writes the frames of events, of which there is one at least; a gap is told on the first. What was charged is the sum of
+/// their [`frame_bytes`] or more.
+pub(super) fn write(route: &Route, events: &[Selected], charge: Charge, mut gap: Option<&str>) -> Piece {
+    let Route { resource, version, .. } = *route;
+    let bytes = events.iter().map(|selected| frame_bytes(resource, selected.event())).sum();
+    let mut out = Vec::with_capacity(bytes);
+    for selected in events {
+        let event = selected.event();
+        let (fields, withheld) = fields(resource, event);
+        let meta = ObjectMeta {
+            namespace: event.namespace().filter(|_| resource.namespaced()),
+            sequence: selected.place(),
+            creation_timestamp: event.creation_timestamp(),
+            withheld,
+            gap: gap.take(),
+        };
+        object::write_added(&mut out, resource, version, meta, fields);
+    }
+    debug_assert!(out.len() <= bytes, "a frame is larger than its bound: {} of {bytes} bytes", out.len());
+    Piece {
+        bytes: Bytes::from_owner(Charged { bytes: out, _charge: charge }),
+        last: events.last().expect("there is one at least").place(),
+        events: events.len() as u64,
+    }
+}
