@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::Config;
 use crate::authz::CacheTtl;
@@ -141,6 +141,10 @@ pub struct ServeArgs {
     #[arg(long, env = "AUDIT_STREAM_RETAIN_AGE", default_value = "15m", value_name = "DURATION")]
     retain_age: GoDuration,
 
+    /// Whether a watch may ask for events that came before it, by sinceSeconds or tailLines.
+    #[arg(long, env = "AUDIT_STREAM_REPLAY", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    replay: bool,
+
     /// Watches that may be open at a time.
     #[arg(long, env = "AUDIT_STREAM_MAX_WATCHES", default_value_t = 10_000, value_name = "COUNT")]
     max_watches: u32,
@@ -224,6 +228,7 @@ impl ServeArgs {
                 retain_bytes: usize::try_from(self.retain_bytes.0).unwrap_or(usize::MAX),
                 retain_age: self.retain_age.0,
             },
+            replay: self.replay,
             max_watches: self.max_watches,
             shutdown_delay: self.shutdown_delay_duration.0,
             shutdown_grace: self.shutdown_grace_period.0,
@@ -308,6 +313,7 @@ mod tests {
         assert_eq!(config.ingest.max_inflight_bytes, 128 << 20);
         assert_eq!(config.retain.retain_bytes, 128 << 20);
         assert_eq!(config.retain.retain_age, Duration::from_secs(900));
+        assert!(config.replay);
         assert_eq!(config.authorization_cache.unauthorized, Duration::from_secs(10));
         assert_eq!(config.authentication_kubeconfig, Some("k".into()));
         assert_eq!(config.authorization_kubeconfig, Some("z".into()));
@@ -315,14 +321,21 @@ mod tests {
     }
 
     #[test]
+    fn a_flag_that_is_true_by_default_can_be_turned_off() {
+        assert!(!config(&["--replay=false"]).unwrap().replay);
+        assert!(config(&["--replay=true"]).unwrap().replay);
+    }
+
+    #[test]
     fn mistakes_name_the_flag() {
-        let mistakes: [(&[&str], &str); 8] = [
+        let mistakes: [(&[&str], &str); 9] = [
             (&["--webhook-max-body-bytes=1Gi"], "--webhook-max-body-bytes"),
             (&["--webhook-max-body-bytes=0"], "--webhook-max-body-bytes"),
             (&["--webhook-max-inflight-bytes=1Mi"], "--webhook-max-inflight-bytes (1048576)"),
             (&["--webhook-allowed-names=x,"], "--webhook-allowed-names"),
             (&["--max-watches=0"], "--max-watches"),
             (&["--retain-age=5"], "--retain-age"),
+            (&["--replay=perhaps"], "--replay"),
             (&["--retain-bytes=5MB"], "\"MB\" is no unit"),
             (&["--webhook-tls-cert-file=x"], "--webhook-tls-private-key-file"),
         ];

@@ -82,6 +82,8 @@ pub struct Config {
     pub ingest: ingest::Config,
     /// What the bus retains.
     pub retain: audit_stream_bus::Config,
+    /// Whether a watch may begin with what is retained.
+    pub replay: bool,
     /// Watches at a time.
     pub max_watches: u32,
     /// From the signal until watches are ended.
@@ -130,8 +132,10 @@ impl Server {
         let health = Arc::new(Health::new(Arc::clone(&authenticator)));
         let authorizer = Authorizer::new(authorization_client, config.authorization_cache, metrics.access.clone());
         let max_watches = usize::try_from(config.max_watches).unwrap_or(usize::MAX);
+        let mut watches = Watches::new(Arc::clone(&bus), max_watches, end.clone(), metrics.watch.clone());
+        watches.replay = config.replay;
         let router = Router {
-            watches: Watches::new(Arc::clone(&bus), max_watches, end.clone(), metrics.watch.clone()),
+            watches,
             authorizer: Arc::new(authorizer),
             documents: Documents::new(),
             health: Arc::clone(&health),

@@ -46,6 +46,8 @@ pub struct Watches {
     slots: Arc<Semaphore>,
     closing: CancellationToken,
     metrics: WatchMetrics,
+    /// Whether a watch may begin with what is retained.
+    pub replay: bool,
 }
 
 /// Who reads: for the words of a refusal, and for the log.
@@ -104,13 +106,13 @@ impl Watches {
     /// At most `max_watches` at a time; all end when `closing` is cancelled.
     pub fn new(bus: Arc<Bus<Batch>>, max_watches: usize, closing: CancellationToken, metrics: WatchMetrics) -> Self {
         let slots = Arc::new(Semaphore::new(max_watches));
-        Self { bus, classes: Classes::default(), slots, closing, metrics }
+        Self { bus, classes: Classes::default(), slots, closing, metrics, replay: true }
     }
 
     /// Opens a watch. A place that is no longer retained, or never was, is told in its first frame, as upstream does.
     ///
     /// # Errors
-    /// If the selector asks for what the reader may not see, or there are too many watches.
+    /// If the selector asks for what the reader may not see, a replay for what nobody may, or there are too many watches.
     pub fn open(
         &self,
         key: ClassKey,
@@ -119,6 +121,9 @@ impl Watches {
         reader: Reader,
     ) -> Result<Watch, Rejection> {
         check_selector(&key)?;
+        if options.replay.is_some() && !self.replay {
+            return Err(Rejection::ReplayOff);
+        }
         if self.closing.is_cancelled() {
             return Err(Rejection::ShuttingDown);
         }
@@ -163,7 +168,7 @@ impl Watches {
 /// A selector sees what the reader's view shows: on a withheld field it would be a way to guess it.
 fn check_selector(key: &ClassKey) -> Result<(), Rejection> {
     let shown = |field| key.route.resource == Resource::Events || view::shows(field);
-    let mut fields = key.selector.requirements().iter().map(|requirement| requirement.field);
+    let mut fields = key.selector.fields();
     fields.find(|field| !shown(*field)).map_or(Ok(()), |field| Err(Rejection::WithheldField(field.name())))
 }
 

@@ -8,7 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use audit_stream_api::object::{self, ObjectMeta};
-use audit_stream_api::selector::{Field, FieldSelector};
+use audit_stream_api::selection::Selector;
+use audit_stream_api::selector::Field;
 use audit_stream_api::{Resource, Route, Sequence};
 use audit_stream_bus::Entry;
 use bytes::Bytes;
@@ -29,7 +30,7 @@ pub struct ClassKey {
     /// Whose events, and in which dress.
     pub route: Route,
     /// Which of them.
-    pub selector: FieldSelector,
+    pub selector: Selector,
 }
 
 /// A class with at least one watch, each of which holds it by an `Arc` of its own.

@@ -35,8 +35,8 @@ impl Stage {
             Route { version: Version::V1, resource: Resource::NamespacedEvents, namespace: Some("shop".to_owned()) };
         let attributes = Attributes::Resource { verb: "watch", route: route.clone() };
         let grant = self.authorizer.authorize(&user, &attributes).await.unwrap();
-        let options = WatchOptions::parse(query).unwrap();
-        let key = ClassKey { route, selector: options.field_selector.clone() };
+        let options = WatchOptions::parse(query, route.resource).unwrap();
+        let key = ClassKey { route, selector: options.selector.clone() };
         let lease = Lease::new(Arc::clone(&self.authorizer), grant);
         let reader = Reader { username: user.name, attributes, audit_id: "x".to_owned() };
         self.watches.open(key, &options, lease, reader).unwrap()
