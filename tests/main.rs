@@ -17,4 +17,5 @@ mod refusals;
 mod stage;
 mod watch;
 mod watch_place;
+mod watch_selecting;
 mod watch_wire;

@@ -43,6 +43,7 @@ async fn a_resource_that_can_only_be_watched_says_so() -> Result<()> {
     ];
     for (path, resource) in paths {
         let named = format!("{path}/event-1");
+        let named_by_prefix = named.replace("/v1", "/v1/watch").replace("/watchalpha1", "alpha1/watch");
         let requests = [
             (Method::GET, path.clone(), Some("list")),
             (Method::GET, format!("{path}?watch=false"), Some("list")),
@@ -57,6 +58,7 @@ async fn a_resource_that_can_only_be_watched_says_so() -> Result<()> {
             (Method::OPTIONS, path.clone(), None),
             // The deprecated prefix makes any method a watch for the authorizer, and only GET one for the server.
             (Method::POST, path.replace("/v1", "/v1/watch").replace("/watchalpha1", "alpha1/watch"), None),
+            (Method::PUT, named_by_prefix, None),
         ];
         for (method, path, verb) in requests {
             let body = if method == Method::GET { "" } else { "{}" };
@@ -73,7 +75,7 @@ async fn a_resource_that_can_only_be_watched_says_so() -> Result<()> {
             assert_eq!(answer.header("allow"), Some("GET"), "{method} {path}");
         }
     }
-    assert_eq!(stage.metric("audit_stream_refused_requests_total", &[("code", "405")]).await?, 44.0);
+    assert_eq!(stage.metric("audit_stream_refused_requests_total", &[("code", "405")]).await?, 48.0);
     Ok(())
 }
 
@@ -106,6 +108,9 @@ async fn what_does_not_exist_is_not_found() -> Result<()> {
         "/apis/audit.k8s.io/v1/namespaces//namespacedevents?watch=true",
         "/apis/audit.k8s.io/v1/watch/namespaces/shop/events",
         "/apis/audit.k8s.io/v1/watch",
+        "/apis/audit.k8s.io/v1/watch/events/event-1/status",
+        "/apis/audit.k8s.io/v1/watch/namespaces/shop/namespacedevents/event-1/x?watch=true",
+        "/apis/audit.k8s.io/v1/watch/namespaces/shop/events/event-1",
         "/apis/audit.k8s.io/v2/events?watch=true",
         "/apis/audit.k8s.iox/v1/events?watch=true",
         "/apis/apps/v1/deployments?watch=true",
@@ -225,6 +230,16 @@ async fn a_query_that_makes_no_sense_is_refused() -> Result<()> {
     let unknown = bad_request(&format!("field label not supported: spec.nodeName; supported are {fields}"));
     let number =
         |value: &str| format!("Invalid value: \"{value}\": strconv.ParseUint: parsing \"{value}\": invalid syntax");
+    let label = "unable to parse requirement: <nil>: Invalid value: \"$\": name part must consist of alphanumeric \
+                 characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or \
+                 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+    let out_of_range =
+        |field: &str, message: &str| invalid(field, "FieldValueInvalid", &format!("Invalid value: {message}"));
+    let beside =
+        |parameter: &str| bad_request(&format!("at most one of `{parameter}` or `resourceVersion` may be specified"));
+    let too_many: String = (0..16).map(|n| format!("&username={n}&group={n}")).collect();
+    let too_many = format!("fieldSelector=verb%3Dget{too_many}");
+    let many = "a watch selects by at most 32 terms and values, all selectors and parameters together";
     let cases = [
         ("fieldSelector=verb", 400, bad_request("invalid selector: 'verb'; can't understand 'verb'")),
         ("fieldSelector=verb%3Da,b", 400, bad_request("invalid selector: 'verb=a,b'; can't understand 'b'")),
@@ -232,9 +247,22 @@ async fn a_query_that_makes_no_sense_is_refused() -> Result<()> {
         ("resourceVersion=abc", 422, invalid("resourceVersion", "FieldValueInvalid", &number("abc"))),
         ("resourceVersion=-1", 422, invalid("resourceVersion", "FieldValueInvalid", &number("-1"))),
         ("timeoutSeconds=x", 400, bad_request("timeoutSeconds: \"x\" is not a whole number of seconds")),
+        ("fieldSelector=verb%3Da%3Db", 400, bad_request("invalid field selector: unescaped character in value: 61")),
+        ("labelSelector=app%3Da,%24", 400, bad_request(label)),
+        ("labelSelector=(app)", 400, bad_request("found '(', expected: !, identifier, or 'end of string'")),
+        ("labelSelector=app%3D(", 400, bad_request("unable to parse requirement: found '(', expected: identifier")),
+        ("sinceSeconds=x", 400, bad_request("sinceSeconds: \"x\" is not a whole number of seconds")),
+        ("tailLines=x", 400, bad_request("tailLines: \"x\" is not a whole number")),
+        ("sinceSeconds=0", 422, out_of_range("sinceSeconds", "0: must be greater than 0")),
+        ("tailLines=-1", 422, out_of_range("tailLines", "-1: must be greater than or equal to 0")),
+        ("sinceSeconds=60&resourceVersion=0", 400, beside("sinceSeconds")),
+        ("tailLines=10&resourceVersion=7", 400, beside("tailLines")),
+        ("continue=x", 422, invalid("continue", "FieldValueForbidden", "Forbidden: a watch has no pages")),
+        (&too_many, 400, bad_request(many)),
     ];
     for (query, code, expected) in cases {
-        assert_refused(&refused(&admin, &format!("{EVENTS}&{query}")).await?, code, &expected).context(query)?;
+        let refusal = refused(&admin, &format!("{EVENTS}&{query}")).await?;
+        assert_refused(&refusal, code, &expected).with_context(|| query.to_owned())?;
     }
     let companions = [
         ("sendInitialEvents=true", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
@@ -257,6 +285,35 @@ async fn a_query_that_makes_no_sense_is_refused() -> Result<()> {
     let refusal = refused(&admin, &(namespaced("shop") + selector)).await?;
     assert_refused(&refusal, 400, &bad_request(withheld))?;
     admin.watch(&format!("{EVENTS}{selector}")).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_in_the_path_and_another_in_the_selector_are_refused() -> Result<()> {
+    let stage = Stage::start().await?;
+    let admin = stage.admin().await?;
+    let expected = bad_request("fieldSelector metadata.name doesn't match requested name");
+    for collection in ["events", "namespaces/shop/namespacedevents"] {
+        for selector in ["metadata.name%3Devent-2", "metadata.name!%3Devent-1", "verb%3Dget"] {
+            let path = format!("{V1}/watch/{collection}/event-1?fieldSelector={selector}");
+            assert_refused(&refused(&admin, &path).await?, 400, &expected).context(path)?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_replay_that_is_turned_off_is_refused_by_name() -> Result<()> {
+    let stage = Stage::with(|config| config.watch.replay = false).await?;
+    let (admin, sender) = (stage.admin().await?, stage.sender().await?);
+    let expected = bad_request("sinceSeconds and tailLines are turned off on this server (--replay=false)");
+    for query in ["sinceSeconds=60", "tailLines=0", "sinceSeconds=60&tailLines=5"] {
+        assert_refused(&refused(&admin, &format!("{EVENTS}&{query}")).await?, 400, &expected).context(query)?;
+    }
+    let mut watch = admin.watch(&format!("{EVENTS}&sinceSeconds=")).await?;
+    sender.send(in_namespace("shop", "a"));
+    sender.flush().await?;
+    read_until(&mut watch, "a").await?;
     Ok(())
 }
 

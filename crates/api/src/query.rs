@@ -1,19 +1,22 @@
 //! What a watcher asks for in the query of its request.
 //!
-//! Source: `ListOptions` of `k8s.io/apimachinery/pkg/apis/meta/v1`, its conversion from strings and its validation.
+//! Source: `ListOptions` of `k8s.io/apimachinery/pkg/apis/meta/v1`, its conversion from strings and its validation; for the
+//! replay, `PodLogOptions` of `k8s.io/api/core/v1`.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::Sequence;
-use crate::selector::{FieldSelector, SelectorError};
+use crate::label_selector::{self, LabelSelectorError};
+use crate::selection::{Parameter, Selection, Selector};
+use crate::selector::{Field, FieldSelector, Requirement, SelectorError};
+use crate::{Resource, Sequence};
 
 /// The options of a watch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WatchOptions {
     /// Which events.
-    pub field_selector: FieldSelector,
+    pub selector: Selector,
     /// Where from; `None` is now.
     pub resource_version: Option<Sequence>,
     /// What of the past comes first; `None` is nothing. Never together with `resource_version`.
@@ -54,8 +57,26 @@ pub enum QueryError {
         /// What is wrong.
         message: &'static str,
     },
-    /// `fieldSelector` was not understood.
+    /// A number is none that the parameter can take.
+    OutOfRange {
+        /// The parameter.
+        parameter: &'static str,
+        /// The value given.
+        value: i64,
+        /// Which numbers it can take.
+        message: &'static str,
+    },
+    /// A parameter cannot be given together with `resourceVersion`.
+    BesideResourceVersion {
+        /// The parameter.
+        parameter: &'static str,
+    },
+    /// `fieldSelector` was not understood, or all there is to select by is too much.
     Selector(SelectorError),
+    /// `labelSelector` was not understood.
+    LabelSelector(LabelSelectorError),
+    /// The path names one object, and `fieldSelector` does not ask for it.
+    OtherName,
     /// `resourceVersion` is not a number.
     ResourceVersion {
         /// The value given.
@@ -77,40 +98,113 @@ fn boolean(value: &str) -> bool {
     value != "0" && !value.eq_ignore_ascii_case("false")
 }
 
+/// What a query says, before it is looked at together.
+#[derive(Default)]
+struct Given<'q> {
+    options: WatchOptions,
+    selection: Selection,
+    field_selector: FieldSelector,
+    replay: Replay,
+    has_resource_version: bool,
+    version_match: Option<Cow<'q, str>>,
+    send_initial_events: Option<bool>,
+}
+
+// === impl WatchOptions ===
+
 impl WatchOptions {
-    /// Reads the query of a watch. Where a parameter is repeated its first occurrence counts, as upstream.
+    /// Reads the query of a watch. Where a parameter is repeated its first occurrence counts, as upstream; of those that
+    /// select by themselves, such as `verbs`, all do.
     ///
     /// # Errors
     /// If a parameter's value is wrong, or parameters do not go together.
-    pub fn parse(query: &str) -> Result<Self, QueryError> {
-        let mut options = Self::default();
+    pub fn parse(query: &str, resource: Resource) -> Result<Self, QueryError> {
+        Given::read(query, resource)?.settle(None)
+    }
+
+    /// As [`Self::parse`], for a path that names one object.
+    ///
+    /// # Errors
+    /// Also if there is a field selector that does not ask for this name.
+    pub fn parse_named(query: &str, resource: Resource, name: &str) -> Result<Self, QueryError> {
+        Given::read(query, resource)?.settle(Some(name))
+    }
+}
+
+// === impl Given ===
+
+impl<'q> Given<'q> {
+    fn read(query: &'q str, resource: Resource) -> Result<Self, QueryError> {
+        let mut given = Self::default();
         let mut seen: HashSet<Cow<'_, str>> = HashSet::new();
-        let (mut version_match, mut send_initial_events) = (None, None);
         for (key, value) in pairs(query) {
-            if !seen.insert(key.clone()) {
-                continue;
-            }
-            match &*key {
-                "watch" | "pretty" | "limit" | "timeout" => {}
-                "fieldSelector" => options.field_selector = field_selector(&value)?,
-                "labelSelector" if value.is_empty() => {}
-                "labelSelector" => {
-                    return Err(forbidden("labelSelector", "audit events have no labels; use fieldSelector"));
-                }
-                "continue" if value.is_empty() => {}
-                "continue" => return Err(forbidden("continue", "a watch has no pages")),
-                "resourceVersion" => options.resource_version = resource_version(&value)?,
-                "resourceVersionMatch" if value.is_empty() => {}
-                "resourceVersionMatch" => version_match = Some(value),
-                "timeoutSeconds" => options.timeout = timeout(&value)?,
-                "allowWatchBookmarks" => options.allow_bookmarks = boolean(&value),
-                "sendInitialEvents" => send_initial_events = Some(boolean(&value)),
-                _ => options.unknown.push(key.into_owned()),
+            if let Some(parameter) = Parameter::named(&key, resource) {
+                given.selection.add(parameter, &value).map_err(QueryError::Selector)?;
+            } else if seen.insert(key.clone()) {
+                given.take(key, value)?;
             }
         }
-        check_companions(send_initial_events, version_match.as_deref())?;
-        options.send_initial_events = send_initial_events.unwrap_or(false);
-        Ok(options)
+        Ok(given)
+    }
+
+    fn take(&mut self, key: Cow<'q, str>, value: Cow<'q, str>) -> Result<(), QueryError> {
+        let options = &mut self.options;
+        match &*key {
+            "watch" | "pretty" | "limit" | "timeout" => {}
+            "fieldSelector" => self.field_selector = FieldSelector::parse(&value).map_err(QueryError::Selector)?,
+            "labelSelector" => self.selection.wants_label = wants_label(&value)?,
+            "continue" if value.is_empty() => {}
+            "continue" => return Err(forbidden("continue", "a watch has no pages")),
+            "resourceVersion" => {
+                self.has_resource_version = !value.is_empty();
+                options.resource_version = resource_version(&value)?;
+            }
+            "resourceVersionMatch" if value.is_empty() => {}
+            "resourceVersionMatch" => self.version_match = Some(value),
+            "sinceSeconds" => self.replay.since = since(&value)?,
+            "tailLines" => self.replay.tail = tail(&value)?,
+            "timeoutSeconds" => options.timeout = timeout(&value)?,
+            "allowWatchBookmarks" => options.allow_bookmarks = boolean(&value),
+            "sendInitialEvents" => self.send_initial_events = Some(boolean(&value)),
+            _ => options.unknown.push(key.into_owned()),
+        }
+        Ok(())
+    }
+
+    fn settle(mut self, name: Option<&str>) -> Result<WatchOptions, QueryError> {
+        check_companions(self.send_initial_events, self.version_match.as_deref())?;
+        check_replay(self.replay, self.has_resource_version)?;
+        self.selection.require(&match name {
+            Some(name) => of_object(self.field_selector, name)?,
+            None => self.field_selector,
+        });
+        Ok(WatchOptions {
+            selector: self.selection.finish().map_err(QueryError::Selector)?,
+            replay: (self.replay != Replay::default()).then_some(self.replay),
+            send_initial_events: self.send_initial_events.unwrap_or(false),
+            ..self.options
+        })
+    }
+}
+
+/// Upstream's rule for a path that names an object: the name is the selector, unless there is one that asks for it.
+fn of_object(given: FieldSelector, name: &str) -> Result<FieldSelector, QueryError> {
+    let named = Requirement { field: Field::MetadataName, value: name.to_owned(), equal: true };
+    if given.is_empty() {
+        Ok(FieldSelector::of(vec![named]))
+    } else if given.requirements().contains(&named) {
+        Ok(given)
+    } else {
+        Err(QueryError::OtherName)
+    }
+}
+
+/// A place says where to begin, and so does a replay.
+fn check_replay(replay: Replay, has_resource_version: bool) -> Result<(), QueryError> {
+    let given = [("sinceSeconds", replay.since.is_some()), ("tailLines", replay.tail.is_some())];
+    match given.into_iter().find(|(_, given)| *given && has_resource_version) {
+        Some((parameter, _)) => Err(QueryError::BesideResourceVersion { parameter }),
+        None => Ok(()),
     }
 }
 
@@ -130,8 +224,8 @@ fn check_companions(send_initial_events: Option<bool>, version_match: Option<&st
     }
 }
 
-fn field_selector(value: &str) -> Result<FieldSelector, QueryError> {
-    FieldSelector::parse(value).map_err(QueryError::Selector)
+fn wants_label(value: &str) -> Result<bool, QueryError> {
+    label_selector::selects_unlabelled(value).map(|selects| !selects).map_err(QueryError::LabelSelector)
 }
 
 fn forbidden(parameter: &'static str, message: &'static str) -> QueryError {
@@ -149,14 +243,32 @@ fn resource_version(value: &str) -> Result<Option<Sequence>, QueryError> {
 
 /// Zero leaves it to the server; a negative number ends the watch at once, as upstream.
 fn timeout(value: &str) -> Result<Option<Duration>, QueryError> {
-    if value.is_empty() {
-        return Ok(None);
+    let seconds = number("timeoutSeconds", value, "a whole number of seconds")?.filter(|seconds| *seconds != 0);
+    Ok(seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
+}
+
+fn since(value: &str) -> Result<Option<Duration>, QueryError> {
+    match number("sinceSeconds", value, "a whole number of seconds")? {
+        None => Ok(None),
+        Some(seconds @ 1..) => Ok(Some(Duration::from_secs(seconds.unsigned_abs()))),
+        Some(value) => {
+            Err(QueryError::OutOfRange { parameter: "sinceSeconds", value, message: "must be greater than 0" })
+        }
     }
-    let seconds: i64 = value.parse().map_err(|_| QueryError::Malformed {
-        parameter: "timeoutSeconds",
-        message: format!("\"{value}\" is not a whole number of seconds"),
-    })?;
-    Ok((seconds != 0).then(|| Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
+}
+
+fn tail(value: &str) -> Result<Option<u64>, QueryError> {
+    let (parameter, message) = ("tailLines", "must be greater than or equal to 0");
+    let lines = number(parameter, value, "a whole number")?;
+    lines
+        .map(|value| u64::try_from(value).map_err(|_| QueryError::OutOfRange { parameter, value, message }))
+        .transpose()
+}
+
+/// The empty string is as good as none.
+fn number(parameter: &'static str, value: &str, what: &str) -> Result<Option<i64>, QueryError> {
+    let malformed = |_| QueryError::Malformed { parameter, message: format!("\"{value}\" is not {what}") };
+    if value.is_empty() { Ok(None) } else { value.parse().map(Some).map_err(malformed) }
 }
 
 #[cfg(test)]
@@ -175,16 +287,25 @@ mod tests {
         }
     }
 
+    fn parse(query: &str) -> Result<WatchOptions, QueryError> {
+        WatchOptions::parse(query, Resource::NamespacedEvents)
+    }
+
+    fn selecting(text: &str) -> Selector {
+        FieldSelector::parse(text).unwrap().into()
+    }
+
     #[test]
     fn a_full_query() {
-        let options = WatchOptions::parse(
+        let options = parse(
             "watch=true&fieldSelector=verb%3Dget&resourceVersion=5&timeoutSeconds=30&allowWatchBookmarks=true&feildSelector=x",
         );
         assert_eq!(
             options.unwrap(),
             WatchOptions {
-                field_selector: FieldSelector::parse("verb=get").unwrap(),
+                selector: selecting("verb=get"),
                 resource_version: Some(Sequence::new(5)),
+                replay: None,
                 timeout: Some(Duration::from_secs(30)),
                 allow_bookmarks: true,
                 send_initial_events: false,
@@ -195,37 +316,78 @@ mod tests {
 
     #[test]
     fn the_first_of_a_repeated_parameter_counts() {
-        let options =
-            WatchOptions::parse("timeoutSeconds=1&timeoutSeconds=2&fieldSelector=&fieldSelector=verb%3Dget").unwrap();
-        assert_eq!((options.timeout, options.field_selector.is_empty()), (Some(Duration::from_secs(1)), true));
+        let options = parse("timeoutSeconds=1&timeoutSeconds=2&fieldSelector=&fieldSelector=verb%3Dget").unwrap();
+        assert_eq!((options.timeout, options.selector.is_empty()), (Some(Duration::from_secs(1)), true));
+        assert!(!parse("labelSelector=!a&labelSelector=a").unwrap().selector.selects_nothing());
+        let replay = parse("tailLines=1&tailLines=2&sinceSeconds=&sinceSeconds=3").unwrap().replay;
+        assert_eq!(replay, Some(Replay { since: None, tail: Some(1) }));
     }
 
     #[test]
     fn the_neutral_values() {
-        let neutral =
-            "watch=1&resourceVersion=0&timeoutSeconds=0&fieldSelector=&labelSelector=&continue=&limit=500&pretty=true";
-        assert_eq!(WatchOptions::parse(neutral).unwrap(), WatchOptions::default());
-        assert_eq!(WatchOptions::parse("timeoutSeconds=-5").unwrap().timeout, Some(Duration::ZERO));
+        let neutral = "watch=1&resourceVersion=0&timeoutSeconds=0&fieldSelector=&labelSelector=&continue=&limit=500&pretty=true\
+             &sinceSeconds=&tailLines=&verbs=&verb=,,&username=&group=&apiGroup=&resource=,&stage=&resourceVersionMatch=";
+        assert_eq!(parse(neutral).unwrap(), WatchOptions::default());
+        assert_eq!(WatchOptions::parse("namespace=", Resource::Events).unwrap(), WatchOptions::default());
+        assert_eq!(parse("timeoutSeconds=-5").unwrap().timeout, Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_replay_is_bounded_by_age_by_number_or_by_both() {
+        let replay = |query: &str| parse(query).map(|options| options.replay);
+        let since = Some(Duration::from_secs(90));
+        assert_eq!(replay("sinceSeconds=90"), Ok(Some(Replay { since, tail: None })));
+        assert_eq!(replay("tailLines=0"), Ok(Some(Replay { since: None, tail: Some(0) })));
+        assert_eq!(replay("tailLines=7&sinceSeconds=90&resourceVersion="), Ok(Some(Replay { since, tail: Some(7) })));
+        let out_of_range = |parameter, value, message| Err(QueryError::OutOfRange { parameter, value, message });
+        for value in [0, -1, i64::MIN] {
+            let refused = out_of_range("sinceSeconds", value, "must be greater than 0");
+            assert_eq!(replay(&format!("sinceSeconds={value}")), refused);
+        }
+        let refused = out_of_range("tailLines", -1, "must be greater than or equal to 0");
+        assert_eq!(replay("tailLines=-1"), refused);
+        for malformed in ["sinceSeconds=1m", "sinceSeconds=9223372036854775808", "tailLines=1.0", "tailLines=all"] {
+            assert!(matches!(replay(malformed), Err(QueryError::Malformed { .. })), "{malformed}");
+        }
+        for (query, parameter) in [
+            ("sinceSeconds=5&resourceVersion=0", "sinceSeconds"),
+            ("resourceVersion=7&tailLines=0", "tailLines"),
+            ("resourceVersion=7&tailLines=1&sinceSeconds=5", "sinceSeconds"),
+        ] {
+            assert_eq!(replay(query), Err(QueryError::BesideResourceVersion { parameter }), "{query}");
+        }
+    }
+
+    #[test]
+    fn a_path_with_a_name_selects_it() {
+        let named =
+            |query: &str| WatchOptions::parse_named(query, Resource::Events, "event-7").map(|options| options.selector);
+        for nothing_else in ["", "fieldSelector=", "fieldSelector=,,", "fieldSelector=metadata.name%3D%3Devent-7"] {
+            assert_eq!(named(nothing_else), Ok(selecting("metadata.name=event-7")), "{nothing_else}");
+        }
+        assert_eq!(
+            named("fieldSelector=metadata.name%3Devent-7,verb%3Dget&stage=Panic"),
+            Ok(selecting("metadata.name=event-7,verb=get,stage=Panic"))
+        );
+        for other in ["metadata.name%3Devent-8", "metadata.name!%3Devent-7", "verb%3Dget", "auditID%3Devent-7"] {
+            assert_eq!(named(&format!("fieldSelector={other}")), Err(QueryError::OtherName), "{other}");
+        }
+        // What a parameter requires is not what the field selector asks for.
+        assert_eq!(named("group=dev"), Ok(selecting("metadata.name=event-7,user.groups=dev")));
+        let quoted = WatchOptions::parse_named("", Resource::Events, "a=b,c").unwrap().selector;
+        assert_eq!(quoted, selecting(r"metadata.name=a\=b\,c"));
     }
 
     #[test]
     fn send_initial_events_needs_its_companion() {
-        assert!(
-            !WatchOptions::parse("sendInitialEvents=false&resourceVersionMatch=NotOlderThan")
-                .unwrap()
-                .send_initial_events
-        );
-        assert!(
-            WatchOptions::parse("sendInitialEvents=true&resourceVersionMatch=NotOlderThan")
-                .unwrap()
-                .send_initial_events
-        );
+        assert!(!parse("sendInitialEvents=false&resourceVersionMatch=NotOlderThan").unwrap().send_initial_events);
+        assert!(parse("sendInitialEvents=true&resourceVersionMatch=NotOlderThan").unwrap().send_initial_events);
         for bad in [
             "sendInitialEvents=true",
             "resourceVersionMatch=NotOlderThan",
             "sendInitialEvents=1&resourceVersionMatch=Exact",
         ] {
-            let error = WatchOptions::parse(bad).unwrap_err();
+            let error = parse(bad).unwrap_err();
             assert!(
                 matches!(error, QueryError::Forbidden { parameter: "resourceVersionMatch", .. }),
                 "{bad}: {error:?}"
@@ -235,9 +397,10 @@ mod tests {
 
     #[test]
     fn wrong_values_are_refused() {
-        assert!(matches!(WatchOptions::parse("resourceVersion=abc"), Err(QueryError::ResourceVersion { .. })));
-        assert!(matches!(WatchOptions::parse("timeoutSeconds=1.5"), Err(QueryError::Malformed { .. })));
-        assert!(matches!(WatchOptions::parse("fieldSelector=verb"), Err(QueryError::Selector(_))));
-        assert!(matches!(WatchOptions::parse("labelSelector=a%3Db"), Err(QueryError::Forbidden { .. })));
+        assert!(matches!(parse("resourceVersion=abc"), Err(QueryError::ResourceVersion { .. })));
+        assert!(matches!(parse("timeoutSeconds=1.5"), Err(QueryError::Malformed { .. })));
+        assert!(matches!(parse("fieldSelector=verb"), Err(QueryError::Selector(_))));
+        assert!(matches!(parse("labelSelector=%24"), Err(QueryError::LabelSelector(_))));
+        assert!(matches!(parse("continue=x"), Err(QueryError::Forbidden { .. })));
     }
 }

@@ -91,12 +91,13 @@ impl Field {
 }
 
 /// A conjunction of requirements; empty, it selects everything.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FieldSelector {
     requirements: Vec<Requirement>,
 }
 
-/// Every term is compared with every event: more than anybody writes by hand, and too few to keep a server busy.
+/// Every term is compared with every event: more than anybody writes by hand, and too few to keep a server busy. It bounds
+/// all that a watch selects by together.
 pub const MAX_TERMS: usize = 32;
 
 /// One term of a selector.
@@ -120,9 +121,13 @@ pub enum SelectorError {
         /// The part that was not understood.
         term: String,
     },
+    /// What follows a backslash is none of the three that may; at the end of a value nothing does.
+    Escape(Option<char>),
+    /// A comma or an equals sign in a value, with no backslash before it.
+    Unescaped(char),
     /// A field that cannot be selected on.
     UnknownField(String),
-    /// More than [`MAX_TERMS`].
+    /// More than [`MAX_TERMS`], whatever they were written as.
     TooManyTerms,
 }
 
@@ -130,22 +135,33 @@ impl FieldSelector {
     /// Reads `key=value,key!=value,…`. The order of terms means nothing: selectors that select the same are equal.
     ///
     /// # Errors
-    /// If the text is not the grammar, names a field that is not in [`Field::ALL`], or has more than [`MAX_TERMS`] terms.
+    /// If the text is not the grammar, names a field that is not in [`Field::ALL`], or has more than [`MAX_TERMS`] different
+    /// terms.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
-        let syntax = |term: &str| SelectorError::Syntax { selector: text.to_owned(), term: term.to_owned() };
-        let mut requirements = Vec::new();
-        for term in split_terms(text).into_iter().filter(|term| !term.is_empty()) {
-            let (key, equal, value) = split_term(term).ok_or_else(|| syntax(term))?;
-            let value = unescape(value).ok_or_else(|| syntax(term))?;
+        let mut terms = split_terms(text);
+        // Upstream reads them in this order, and fields are looked up after all were read: it decides which of several
+        // mistakes is told.
+        terms.sort_unstable();
+        let terms: Vec<_> = terms
+            .into_iter()
+            .filter(|term| !term.is_empty())
+            .map(|term| read_term(text, term))
+            .collect::<Result<_, _>>()?;
+        // A term of nothing but an operator requires nothing, as upstream.
+        let terms = terms.into_iter().filter(|(key, _, value)| !key.is_empty() || !value.is_empty());
+        let requirements = terms.map(|(key, equal, value)| {
             let field = Field::named(key).ok_or_else(|| SelectorError::UnknownField(key.to_owned()))?;
-            requirements.push(Requirement { field, value, equal });
-        }
-        if requirements.len() > MAX_TERMS {
-            return Err(SelectorError::TooManyTerms);
-        }
+            Ok(Requirement { field, value, equal })
+        });
+        let selector = Self::of(requirements.collect::<Result<_, _>>()?);
+        if selector.requirements.len() > MAX_TERMS { Err(SelectorError::TooManyTerms) } else { Ok(selector) }
+    }
+
+    /// The conjunction of these, however many they are.
+    pub(crate) fn of(mut requirements: Vec<Requirement>) -> Self {
         requirements.sort();
         requirements.dedup();
-        Ok(Self { requirements })
+        Self { requirements }
     }
 
     /// Its terms; all must hold.
@@ -162,6 +178,13 @@ impl FieldSelector {
     pub fn matches(&self, mut holds: impl FnMut(Field, &str) -> bool) -> bool {
         self.requirements.iter().all(|term| holds(term.field, &term.value) == term.equal)
     }
+}
+
+/// Key, whether it must be equal, and value.
+fn read_term<'a>(selector: &str, term: &'a str) -> Result<(&'a str, bool, String), SelectorError> {
+    let not_understood = || SelectorError::Syntax { selector: selector.to_owned(), term: term.to_owned() };
+    let (key, equal, value) = split_term(term).ok_or_else(not_understood)?;
+    Ok((key, equal, unescape(value)?))
 }
 
 /// Splits at commas that no backslash escapes.
@@ -194,17 +217,20 @@ fn split_term(term: &str) -> Option<(&str, bool, &str)> {
 }
 
 /// `\\`, `\,` and `\=` are the only escapes; a bare `=` in a value is an error, as upstream has it.
-fn unescape(value: &str) -> Option<String> {
+fn unescape(value: &str) -> Result<String, SelectorError> {
     let mut plain = String::with_capacity(value.len());
     let mut rest = value.chars();
     while let Some(char) = rest.next() {
-        match char {
-            '\\' => plain.push(rest.next().filter(|escaped| matches!(escaped, '\\' | ',' | '='))?),
-            ',' | '=' => return None,
-            other => plain.push(other),
-        }
+        plain.push(match char {
+            '\\' => match rest.next() {
+                Some(escaped @ ('\\' | ',' | '=')) => escaped,
+                other => return Err(SelectorError::Escape(other)),
+            },
+            ',' | '=' => return Err(SelectorError::Unescaped(char)),
+            other => other,
+        });
     }
-    Some(plain)
+    Ok(plain)
 }
 
 impl fmt::Display for SelectorError {
@@ -213,7 +239,20 @@ impl fmt::Display for SelectorError {
             Self::Syntax { selector, term } => {
                 write!(f, "invalid selector: '{selector}'; can't understand '{term}'")
             }
-            Self::TooManyTerms => write!(f, "a field selector has at most {MAX_TERMS} terms"),
+            Self::Escape(escaped) => {
+                let escaped = escaped.map(String::from).unwrap_or_default();
+                write!(f, "invalid field selector: invalid escape sequence: \\{escaped}")
+            }
+            // Upstream tells the character by its number.
+            Self::Unescaped(char) => {
+                write!(f, "invalid field selector: unescaped character in value: {}", u32::from(*char))
+            }
+            Self::TooManyTerms => {
+                write!(
+                    f,
+                    "a watch selects by at most {MAX_TERMS} terms and values, all selectors and parameters together"
+                )
+            }
             Self::UnknownField(name) => {
                 write!(f, "field label not supported: {name}; supported are {}", names(&Field::ALL))
             }
@@ -251,6 +290,7 @@ mod tests {
         assert_eq!(parse(r"requestURI=/a?b\=c\,d\\"), [(Field::RequestUri, true, r"/a?b=c,d\".to_owned())]);
         assert_eq!(parse("verb="), [(Field::Verb, true, String::new())]);
         assert_eq!(parse("verb!="), [(Field::Verb, false, String::new())]);
+        assert_eq!(parse("=,!=,=="), []);
     }
 
     #[test]
@@ -261,10 +301,15 @@ mod tests {
 
     #[test]
     fn what_is_not_the_grammar_is_named() {
-        for bad in ["verb", "verb=a=b", r"verb=a\b", r"verb=a\", "verb===x"] {
-            let error = FieldSelector::parse(bad).unwrap_err();
-            assert_eq!(error, SelectorError::Syntax { selector: bad.to_owned(), term: bad.to_owned() }, "{bad}");
+        let told = |bad| FieldSelector::parse(bad).unwrap_err().to_string();
+        assert_eq!(told("verb"), "invalid selector: 'verb'; can't understand 'verb'");
+        assert_eq!(told("x=y,verb"), "invalid selector: 'x=y,verb'; can't understand 'verb'");
+        assert_eq!(told("verb,level"), "invalid selector: 'verb,level'; can't understand 'level'");
+        for bad in ["verb=a=b", "verb===x"] {
+            assert_eq!(told(bad), "invalid field selector: unescaped character in value: 61", "{bad}");
         }
+        assert_eq!(told(r"verb=a\b"), r"invalid field selector: invalid escape sequence: \b");
+        assert_eq!(told(r"verb=a\"), r"invalid field selector: invalid escape sequence: \");
         let error = FieldSelector::parse("spec.nodeName=x").unwrap_err().to_string();
         assert!(
             error.starts_with("field label not supported: spec.nodeName; supported are metadata.name, "),
@@ -274,7 +319,7 @@ mod tests {
 
     #[test]
     fn there_is_an_end_to_terms() {
-        let selector = |terms: usize| vec!["verb!=x"; terms].join(",");
+        let selector = |terms: usize| (0..terms).map(|n| format!("verb!={n},verb!={n}")).collect::<Vec<_>>().join(",");
         assert!(FieldSelector::parse(&selector(MAX_TERMS)).is_ok());
         assert_eq!(FieldSelector::parse(&selector(MAX_TERMS + 1)), Err(SelectorError::TooManyTerms));
     }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::Config;
 use crate::authz::CacheTtl;
@@ -142,6 +142,10 @@ pub struct ServeArgs {
     #[arg(long, env = "AUDIT_STREAM_RETAIN_AGE", default_value = "15m", value_name = "DURATION")]
     retain_age: GoDuration,
 
+    /// Whether a watch may ask for events that came before it, by sinceSeconds or tailLines.
+    #[arg(long, env = "AUDIT_STREAM_REPLAY", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    replay: bool,
+
     /// Watches that may be open at a time.
     #[arg(long, env = "AUDIT_STREAM_MAX_WATCHES", default_value_t = 10_000, value_name = "COUNT")]
     max_watches: u32,
@@ -235,7 +239,7 @@ impl ServeArgs {
                 max_inflight_bytes: max_inflight,
             },
             retain: audit_stream_bus::Config { retain_bytes, retain_age: self.retain_age.0 },
-            watch: watch::Config { limits, frame_bytes: retain_bytes },
+            watch: watch::Config { limits, frame_bytes: retain_bytes, replay: self.replay },
             shutdown_delay: self.shutdown_delay_duration.0,
             shutdown_grace: self.shutdown_grace_period.0,
         })
@@ -332,6 +336,7 @@ mod tests {
         assert_eq!(config.ingest.max_inflight_bytes, 128 << 20);
         assert_eq!(config.retain.retain_bytes, 128 << 20);
         assert_eq!(config.retain.retain_age, Duration::from_secs(900));
+        assert!(config.watch.replay);
         assert_eq!(config.authorization_cache.unauthorized, Duration::from_secs(10));
         assert_eq!(config.authentication_kubeconfig, Some("k".into()));
         assert_eq!(config.authorization_kubeconfig, Some("z".into()));
@@ -339,14 +344,21 @@ mod tests {
     }
 
     #[test]
+    fn a_flag_that_is_true_by_default_can_be_turned_off() {
+        assert!(!config(&["--replay=false"]).unwrap().watch.replay);
+        assert!(config(&["--replay=true"]).unwrap().watch.replay);
+    }
+
+    #[test]
     fn mistakes_name_the_flag() {
-        let mistakes: [(&[&str], &str); 8] = [
+        let mistakes: [(&[&str], &str); 9] = [
             (&["--webhook-max-body-bytes=1Gi"], "--webhook-max-body-bytes"),
             (&["--webhook-max-body-bytes=0"], "--webhook-max-body-bytes"),
             (&["--webhook-max-inflight-bytes=1Mi"], "--webhook-max-inflight-bytes (1048576)"),
             (&["--webhook-allowed-names=x,"], "--webhook-allowed-names"),
             (&["--max-watches=0"], "--max-watches"),
             (&["--retain-age=5"], "--retain-age"),
+            (&["--replay=perhaps"], "--replay"),
             (&["--retain-bytes=5MB"], "\"MB\" is no unit"),
             (&["--webhook-tls-cert-file=x"], "--webhook-tls-private-key-file"),
         ];

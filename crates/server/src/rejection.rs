@@ -48,6 +48,8 @@ pub enum Rejection {
     Query(QueryError),
     /// A selector on a field that the reader's view hides.
     WithheldField(&'static str),
+    /// A replay was asked for, and this server gives none.
+    ReplayOff,
     /// A watch over a websocket.
     Upgrade,
     /// As many watches as may be are open.
@@ -140,6 +142,9 @@ impl Rejection {
             Self::Query(error) => query(error),
             Self::WithheldField(field) => {
                 bad_request(format!("field label not supported: {field} is withheld from readers of namespacedevents"))
+            }
+            Self::ReplayOff => {
+                bad_request("sinceSeconds and tailLines are turned off on this server (--replay=false)".to_owned())
             }
             Self::Upgrade => bad_request("watching over a websocket is not supported; use a plain GET".to_owned()),
             Self::TooManyWatches(full) => {
@@ -276,9 +281,17 @@ fn forbidden(user: &str, attributes: &Attributes, reason: &str) -> Status {
 fn query(error: &QueryError) -> Status {
     match error {
         QueryError::Selector(error) => bad_request(error.to_string()),
+        QueryError::LabelSelector(error) => bad_request(error.to_string()),
+        QueryError::OtherName => bad_request("fieldSelector metadata.name doesn't match requested name".to_owned()),
+        QueryError::BesideResourceVersion { parameter } => {
+            bad_request(format!("at most one of `{parameter}` or `resourceVersion` may be specified"))
+        }
         QueryError::Malformed { parameter, message } => bad_request(format!("{parameter}: {message}")),
         QueryError::Forbidden { parameter, message } => {
             invalid_option(parameter, "FieldValueForbidden", format!("Forbidden: {message}"))
+        }
+        QueryError::OutOfRange { parameter, value, message } => {
+            invalid_option(parameter, "FieldValueInvalid", format!("Invalid value: {value}: {message}"))
         }
         QueryError::ResourceVersion { value } => {
             let value = Sanitized(value);
@@ -368,6 +381,15 @@ mod tests {
         assert_eq!(
             json(&Rejection::Query(error)),
             r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: x","reason":"Invalid","details":{"group":"meta.k8s.io","kind":"ListOptions","causes":[{"reason":"FieldValueForbidden","message":"Forbidden: x","field":"sendInitialEvents"}]},"code":422}"#
+        );
+    }
+
+    #[test]
+    fn a_number_that_is_out_of_range_is_told_in_upstreams_words() {
+        let error = QueryError::OutOfRange { parameter: "sinceSeconds", value: 0, message: "must be greater than 0" };
+        assert_eq!(
+            json(&Rejection::Query(error)),
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"ListOptions.meta.k8s.io \"\" is invalid: sinceSeconds: Invalid value: 0: must be greater than 0","reason":"Invalid","details":{"group":"meta.k8s.io","kind":"ListOptions","causes":[{"reason":"FieldValueInvalid","message":"Invalid value: 0: must be greater than 0","field":"sinceSeconds"}]},"code":422}"#
         );
     }
 

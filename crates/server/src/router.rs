@@ -59,8 +59,8 @@ enum Target {
     /// A collection of ours, or an object in it.
     Resource {
         route: Route,
-        /// Whether a name or more follows the collection.
-        named: bool,
+        /// What of the collection.
+        part: Part,
         /// Whether it was reached by the deprecated `/watch/` prefix, which is a watch whatever the method.
         watch_prefix: bool,
     },
@@ -68,6 +68,17 @@ enum Target {
     UnknownResource,
     /// Anything else.
     Path,
+}
+
+/// What a path names of a collection.
+#[derive(Debug, PartialEq, Eq)]
+enum Part {
+    /// All of it.
+    All,
+    /// One object, whether or not there is one of this name.
+    Object(String),
+    /// Something of an object.
+    Below,
 }
 
 impl Router {
@@ -100,14 +111,16 @@ impl Router {
         match Target::parse(&path) {
             Target::UnknownResource => Err(Rejection::NotFound),
             Target::Path => self.serve_path(&user, request, &path).await,
-            Target::Resource { route, named, watch_prefix } => {
-                let verb = if watch_prefix { "watch" } else { verb(request.method(), named, query) };
+            Target::Resource { route, part, watch_prefix } => {
+                let verb = if watch_prefix { "watch" } else { verb(request.method(), &part, query) };
+                // Without name and selectors, so that grants that are narrower than the route do not match.
                 let attributes = Attributes::Resource { verb, route: route.clone() };
                 let grant = self.authorize(&user, &attributes).await?;
-                check_verb(request.method(), verb, route.resource, named)?;
+                check_verb(request.method(), verb, route.resource, &part)?;
+                let options = watch_options(request.headers(), query, route.resource, &part)?;
                 let cut = CancellationToken::new();
                 let reader = Reader { username: user.name, attributes, audit_id: audit_id.to_owned(), cut };
-                self.watch(reader, grant, route, request.headers(), query).await
+                self.watch(reader, grant, route, &options).await
             }
         }
     }
@@ -150,25 +163,31 @@ impl Router {
         reader: Reader,
         grant: Grant,
         route: Route,
-        headers: &HeaderMap,
-        query: &str,
+        options: &WatchOptions,
     ) -> Result<Response<Body>, Rejection> {
-        if headers.contains_key(UPGRADE) {
-            return Err(Rejection::Upgrade);
-        }
-        if !accepts_json(headers) {
-            return Err(Rejection::NotAcceptable(JSON_WATCH));
-        }
-        let options = WatchOptions::parse(query)?;
-        let key = ClassKey { route, selector: options.field_selector.clone() };
+        let key = ClassKey { route, selector: options.selector.clone() };
         let lease = Lease::new(Arc::clone(&self.authorizer), grant);
-        let watch = self.watches.open(key, &options, lease, reader).await?;
+        let watch = self.watches.open(key, options, lease, reader).await?;
         let mut response = wire::watching(watch);
         for parameter in options.unknown.iter().take(MAX_WARNINGS) {
             response.headers_mut().append(WARNING, warning(parameter));
         }
         Ok(response)
     }
+}
+
+/// What a request asks of a watch, if it is one that can be served.
+fn watch_options(headers: &HeaderMap, query: &str, resource: Resource, part: &Part) -> Result<WatchOptions, Rejection> {
+    if headers.contains_key(UPGRADE) {
+        return Err(Rejection::Upgrade);
+    }
+    if !accepts_json(headers) {
+        return Err(Rejection::NotAcceptable(JSON_WATCH));
+    }
+    Ok(match part {
+        Part::Object(name) => WatchOptions::parse_named(query, resource, name)?,
+        Part::All | Part::Below => WatchOptions::parse(query, resource)?,
+    })
 }
 
 impl Target {
@@ -195,7 +214,11 @@ impl Target {
             Some(_) if namespace == Some("") => Self::UnknownResource,
             Some(resource) => Self::Resource {
                 route: Route { version, resource, namespace: namespace.map(str::to_owned) },
-                named: !rest.is_empty(),
+                part: match rest {
+                    [] => Part::All,
+                    [name] => Part::Object((*name).to_owned()),
+                    _ => Part::Below,
+                },
                 watch_prefix,
             },
             None => Self::UnknownResource,
@@ -204,7 +227,8 @@ impl Target {
 }
 
 /// Upstream's request verb. A name in the path wins over `?watch`.
-fn verb(method: &Method, named: bool, query: &str) -> &'static str {
+fn verb(method: &Method, part: &Part, query: &str) -> &'static str {
+    let named = *part != Part::All;
     match *method {
         Method::GET | Method::HEAD if named => "get",
         Method::GET | Method::HEAD if asks_to_watch(query) => "watch",
@@ -218,10 +242,10 @@ fn verb(method: &Method, named: bool, query: &str) -> &'static str {
     }
 }
 
-/// Only a GET of a collection is a watch.
-fn check_verb(method: &Method, verb: &'static str, resource: Resource, named: bool) -> Result<(), Rejection> {
+/// Only a GET is a watch: of a collection, or, by the deprecated prefix, of one object in it.
+fn check_verb(method: &Method, verb: &'static str, resource: Resource, part: &Part) -> Result<(), Rejection> {
     match (verb, method) {
-        ("watch", &Method::GET) if named => Err(Rejection::NotFound),
+        ("watch", &Method::GET) if *part == Part::Below => Err(Rejection::NotFound),
         ("watch", &Method::GET) => Ok(()),
         ("get" | "list", &Method::GET) => Err(Rejection::VerbNotSupported { verb, resource }),
         _ => Err(Rejection::MethodNotAllowed),

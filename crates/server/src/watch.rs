@@ -66,6 +66,8 @@ pub struct Config {
     pub limits: Limits,
     /// Bytes of frames that are written and not yet taken by a connection.
     pub frame_bytes: usize,
+    /// Whether a watch may begin with what is retained.
+    pub replay: bool,
 }
 
 /// Opens watches and bounds what they take.
@@ -74,8 +76,9 @@ pub struct Watches {
     bus: Arc<Bus<Batch>>,
     classes: Arc<Classes>,
     slots: Arc<Slots>,
-    /// Finding out where a replay begins may take looking through all that is retained: one reader at a time.
-    replays: Semaphore,
+    /// Finding out where a replay begins may take looking through all that is retained: one reader at a time. `None`: nothing
+    /// is replayed.
+    replays: Option<Semaphore>,
     closing: CancellationToken,
     metrics: WatchMetrics,
 }
@@ -161,13 +164,14 @@ impl Watches {
         let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, MEMORY, cursor.position()));
         let slots = Arc::new(Slots::new(config.limits));
         let dispatcher = Dispatcher { cursor, classes: Arc::clone(&classes), slots: Arc::clone(&slots) };
-        (Self { bus, classes, slots, replays: Semaphore::new(1), closing, metrics }, dispatcher)
+        let replays = config.replay.then(|| Semaphore::new(1));
+        (Self { bus, classes, slots, replays, closing, metrics }, dispatcher)
     }
 
     /// Opens a watch. A place that is no longer retained, or never was, is told in its first frame, as upstream does.
     ///
     /// # Errors
-    /// If the selector asks for what the reader may not see, or there are too many watches.
+    /// If the selector asks for what the reader may not see, a replay for what nobody may, or there are too many watches.
     pub async fn open(
         &self,
         key: ClassKey,
@@ -176,6 +180,9 @@ impl Watches {
         reader: Reader,
     ) -> Result<Watch, Rejection> {
         check_selector(&key)?;
+        if options.replay.is_some() && self.replays.is_none() {
+            return Err(Rejection::ReplayOff);
+        }
         if self.closing.is_cancelled() {
             return Err(Rejection::ShuttingDown);
         }
@@ -229,8 +236,8 @@ impl Watches {
             let place = start::after(&self.bus, key, asked).await;
             return place.map_err(|error| Rejection::Expired { asked, oldest: error.oldest });
         }
-        let Some(replay) = options.replay else { return Ok(self.bus.head()) };
-        let _turn = self.replays.acquire().await;
+        let (Some(replay), Some(replays)) = (options.replay, &self.replays) else { return Ok(self.bus.head()) };
+        let _turn = replays.acquire().await;
         Ok(start::replay(&self.bus, key, replay).await)
     }
 
@@ -243,7 +250,7 @@ impl Watches {
 /// A selector sees what the reader's view shows: on a withheld field it would be a way to guess it.
 fn check_selector(key: &ClassKey) -> Result<(), Rejection> {
     let shown = |field| key.route.resource == Resource::Events || view::shows(field);
-    let mut fields = key.selector.requirements().iter().map(|requirement| requirement.field);
+    let mut fields = key.selector.fields();
     fields.find(|field| !shown(*field)).map_or(Ok(()), |field| Err(Rejection::WithheldField(field.name())))
 }
 

@@ -115,7 +115,9 @@ impl Watch {
     fn item(&self, dialect: Dialect) -> Value {
         // Where there is no list to begin with, the flag is what makes the request one that is served.
         let flag = (!self.by_prefix).then(|| query_parameter(&parameters::WATCH, true, dialect));
-        let query = parameters::EVERY_WATCH.iter().map(|parameter| query_parameter(parameter, false, dialect));
+        let scope = (!self.resource.namespaced()).then_some(&parameters::NAMESPACE);
+        let query =
+            parameters::EVERY_WATCH.iter().chain(scope).map(|parameter| query_parameter(parameter, false, dialect));
         let path = self.in_namespace.then(|| namespace_parameter(dialect));
         json!({
             "get": self.operation(dialect),
@@ -168,14 +170,23 @@ fn namespace_parameter(dialect: Dialect) -> Value {
 
 /// Adds the type: to the parameter itself in 2.0, in a schema of its own in 3.0.
 fn typed(mut described: Value, shape: Shape, dialect: Dialect) -> Value {
-    let shape = match shape {
+    let kind = match shape {
         Shape::Boolean => "boolean",
         Shape::Integer => "integer",
         Shape::Text => "string",
+        Shape::Texts => "array",
     };
-    match dialect {
-        Dialect::V2 => described["type"] = shape.into(),
-        Dialect::V3 => described["schema"] = json!({ "type": shape }),
+    let schema = match dialect {
+        Dialect::V2 => &mut described,
+        Dialect::V3 => &mut described["schema"],
+    };
+    schema["type"] = kind.into();
+    if let Shape::Texts = shape {
+        schema["items"] = json!({ "type": "string" });
+    }
+    if let (Shape::Texts, Dialect::V2) = (shape, dialect) {
+        // As in 3.0 without saying so: the parameter is repeated.
+        described["collectionFormat"] = "multi".into();
     }
     described
 }

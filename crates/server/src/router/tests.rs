@@ -9,7 +9,7 @@ use crate::watch;
 
 fn resource(version: Version, resource: Resource, namespace: Option<&str>) -> Target {
     let route = Route { version, resource, namespace: namespace.map(str::to_owned) };
-    Target::Resource { route, named: false, watch_prefix: false }
+    Target::Resource { route, part: Part::All, watch_prefix: false }
 }
 
 #[test]
@@ -21,12 +21,24 @@ fn paths() {
     assert_eq!(parse("/v1beta1/events/"), resource(V1beta1, Events, None));
     assert_eq!(parse("/v1alpha1/namespacedevents"), resource(V1alpha1, NamespacedEvents, None));
     assert_eq!(parse("/v1/namespaces/shop/namespacedevents"), resource(V1, NamespacedEvents, Some("shop")));
-    for named in ["/v1/events/x", "/v1/namespaces/shop/namespacedevents/x", "/v1/events/x/status"] {
-        assert!(matches!(parse(named), Target::Resource { named: true, .. }), "{named}");
+    let object = |name: &str| Part::Object(name.to_owned());
+    for (path, expected, by_prefix) in [
+        ("/v1/events/x", object("x"), false),
+        ("/v1/namespaces/shop/namespacedevents/x/", object("x"), false),
+        ("/v1/watch/events/event-1", object("event-1"), true),
+        ("/v1/watch/namespaces/shop/namespacedevents", Part::All, true),
+        ("/v1/watch/namespaces/shop/namespacedevents/x y", object("x y"), true),
+        ("/v1/events/x/status", Part::Below, false),
+        ("/v1/watch/events/x/status", Part::Below, true),
+        ("/v1/watch/events//x", Part::Below, true),
+    ] {
+        match parse(path) {
+            Target::Resource { part, watch_prefix, .. } => {
+                assert_eq!((part, watch_prefix), (expected, by_prefix), "{path}");
+            }
+            other => panic!("{path}: {other:?}"),
+        }
     }
-    let route = Route { version: V1, resource: NamespacedEvents, namespace: Some("shop".to_owned()) };
-    let prefixed = Target::Resource { route, named: false, watch_prefix: true };
-    assert_eq!(parse("/v1/watch/namespaces/shop/namespacedevents"), prefixed);
     let unknown = [
         "/v1/pods",
         "/v1/namespaces/shop/events",
@@ -48,6 +60,7 @@ fn paths() {
 const ONE_WATCH: watch::Config = watch::Config {
     limits: watch::Limits { watches: 1, per_user: 1, per_namespace: 1, classes_per_user: 1 },
     frame_bytes: 0,
+    replay: true,
 };
 
 struct Stage {
@@ -99,8 +112,12 @@ async fn what_is_authorized_is_the_route() {
         ("GET", format!("{SHOP}?watch=1"), "watch", Some("shop"), 200),
         ("GET", SHOP.replace("shop", "sh%6Fp") + "?watch=1", "watch", Some("shop"), 200),
         ("GET", SHOP.replace("/v1/", "/v1/watch/"), "watch", Some("shop"), 200),
-        ("GET", SHOP.replace("/v1/", "/v1/watch/") + "/x", "watch", Some("shop"), 404),
+        ("GET", SHOP.replace("/v1/", "/v1/watch/") + "/event-1", "watch", Some("shop"), 200),
+        ("GET", SHOP.replace("/v1/", "/v1/watch/") + "/event-1/x", "watch", Some("shop"), 404),
         ("POST", SHOP.replace("/v1/", "/v1/watch/"), "watch", Some("shop"), 405),
+        ("POST", SHOP.replace("/v1/", "/v1/watch/") + "/event-1", "watch", Some("shop"), 405),
+        ("HEAD", SHOP.replace("/v1/", "/v1/watch/") + "/event-1", "watch", Some("shop"), 405),
+        ("GET", format!("{SHOP}?watch=1&fieldSelector=metadata.name%3Devent-1&verbs=get"), "watch", Some("shop"), 200),
         ("HEAD", format!("{SHOP}?watch=1"), "watch", Some("shop"), 405),
         ("GET", SHOP.to_owned(), "list", Some("shop"), 405),
         ("GET", format!("{SHOP}/x?watch=1"), "get", Some("shop"), 405),
@@ -118,6 +135,7 @@ async fn what_is_authorized_is_the_route() {
         let asked = stage.reviewer.last().resource_attributes.expect("a resource");
         assert_eq!((asked.verb.as_deref(), asked.namespace.as_deref()), (Some(verb), namespace), "{method} {uri}");
         assert_eq!((asked.resource.as_deref(), asked.name), (Some("namespacedevents"), None), "{method} {uri}");
+        assert_eq!((asked.field_selector, asked.label_selector), (None, None), "{method} {uri}");
     }
 }
 
@@ -192,7 +210,11 @@ async fn a_misspelt_filter_is_warned_about() {
     );
     assert_eq!(warnings("%22%0d%0a=x").await, ["299 - \"an unknown query parameter was ignored\""]);
     assert_eq!(warnings("a&b&c&d&e&f&g").await.len(), MAX_WARNINGS);
-    assert_eq!(warnings("timeoutSeconds=5&pretty=true").await, [""; 0]);
+    assert_eq!(warnings("timeoutSeconds=5&pretty=true&verbs=get&group=dev&sinceSeconds=5").await, [""; 0]);
+    // The path says which namespace; on the cluster's events it is a parameter.
+    assert_eq!(warnings("namespace=bank").await, ["299 - \"unknown query parameter namespace was ignored\""]);
+    let events = stage.ask("GET", "/apis/audit.k8s.io/v1/events?watch=1&namespace=bank", &[]).await;
+    assert_eq!((events.status().as_u16(), events.headers().get(WARNING)), (200, None));
 }
 
 #[tokio::test]
@@ -205,6 +227,46 @@ async fn a_watch_that_cannot_be_is_refused() {
     assert_eq!(stage.ask("GET", &watch, &websocket).await.status(), StatusCode::BAD_REQUEST);
     assert_eq!(stage.status("GET", &format!("{watch}&fieldSelector=sourceIPs%3D10.0.0.1")).await, 400);
     assert_eq!(stage.status("GET", &format!("{watch}&resourceVersion=x")).await, 422);
+    assert_eq!(stage.status("GET", &format!("{watch}&labelSelector=%24")).await, 400);
+    assert_eq!(stage.status("GET", &format!("{watch}&sinceSeconds=0")).await, 422);
+    assert_eq!(stage.status("GET", &format!("{watch}&tailLines=1&resourceVersion=1")).await, 400);
+}
+
+#[tokio::test]
+async fn a_replay_is_refused_where_it_is_turned_off() {
+    let mut stage = Stage::new();
+    let replays = [format!("{SHOP}?watch=1&sinceSeconds=5"), format!("{SHOP}?watch=1&tailLines=0")];
+    for replay in &replays {
+        assert_eq!(stage.status("GET", replay).await, 200, "{replay}");
+    }
+    let config = watch::Config { replay: false, ..ONE_WATCH };
+    let closing = CancellationToken::new();
+    stage.router.watches = Watches::new(Arc::clone(&stage.router.bus), config, closing, WatchMetrics::default()).0;
+    for replay in &replays {
+        assert_eq!(stage.status("GET", replay).await, 400, "{replay}");
+    }
+    assert_eq!(stage.status("GET", &format!("{SHOP}?watch=1&sinceSeconds=&tailLines=")).await, 200);
+}
+
+#[tokio::test]
+async fn a_watch_by_name_selects_by_that_name() {
+    let stage = Stage::new();
+    let named = SHOP.replace("/v1/", "/v1/watch/") + "/event-7";
+    let with = |selector: &str| format!("{named}?fieldSelector={selector}");
+    for (uri, status) in [
+        (named.clone(), 200),
+        (with(""), 200),
+        (with("metadata.name%3Devent-7,verb%3Dget"), 200),
+        (with("metadata.name%3Devent-8"), 400),
+        (with("metadata.name!%3Devent-7"), 400),
+        (with("verb%3Dget"), 400),
+    ] {
+        assert_eq!(stage.status("GET", &uri).await, status, "{uri}");
+    }
+    // The name is a term among the others.
+    let verbs = |count: usize| (0..count).map(|verb| verb.to_string()).collect::<Vec<_>>().join(",");
+    assert_eq!(stage.status("GET", &format!("{named}?verbs={}", verbs(31))).await, 200);
+    assert_eq!(stage.status("GET", &format!("{named}?verbs={}", verbs(32))).await, 400);
 }
 
 #[tokio::test]

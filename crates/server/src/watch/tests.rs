@@ -35,7 +35,7 @@ impl Stage {
     fn retaining(retain_bytes: usize) -> Self {
         let bus = Arc::new(Bus::new(Retain { retain_bytes, retain_age: Duration::MAX }, 1_000_000));
         let (closing, reviewer) = (CancellationToken::new(), Reviewer::new(Verdict::Allow));
-        let config = Config { limits: LIMITS, frame_bytes: 0 };
+        let config = Config { limits: LIMITS, frame_bytes: 0, replay: true };
         let (watches, dispatcher) = Watches::new(Arc::clone(&bus), config, closing.clone(), WatchMetrics::default());
         let authorizer = reviewer.authorizer();
         let mut running = JoinSet::new();
@@ -53,8 +53,8 @@ impl Stage {
             Route { version: Version::V1, resource: Resource::NamespacedEvents, namespace: Some("shop".to_owned()) };
         let attributes = Attributes::Resource { verb: "watch", route: route.clone() };
         let grant = self.authorizer.authorize(&user, &attributes).await.unwrap();
-        let options = WatchOptions::parse(query).unwrap();
-        let key = ClassKey { route, selector: options.field_selector.clone() };
+        let options = WatchOptions::parse(query, route.resource).unwrap();
+        let key = ClassKey { route, selector: options.selector.clone() };
         let lease = Lease::new(Arc::clone(&self.authorizer), grant);
         let cut = CancellationToken::new();
         let reader = Reader { username: user.name, attributes, audit_id: "x".to_owned(), cut };
@@ -159,18 +159,21 @@ async fn what_is_retained_is_replayed_on_request() {
         advance(Duration::from_secs(10)).await;
     }
     let replayed = async |query: &str| {
-        let mut watch = stage.watch(query).await;
-        stage.publish("z");
-        watch.ids_until("z").await
+        let mut watch = stage.watch(&format!("timeoutSeconds=1&{query}")).await;
+        let mut ids = String::new();
+        while let Some(frame) = watch.next().await {
+            ids += frame["object"]["auditID"].as_str().unwrap();
+        }
+        ids
     };
-    assert_eq!(replayed("sinceSeconds=3600").await, "abcz");
-    assert_eq!(replayed("sinceSeconds=20").await, "bczz");
-    assert_eq!(replayed("sinceSeconds=19").await, "czzz");
-    assert_eq!(replayed("tailLines=4").await, "czzzz");
-    assert_eq!(replayed("tailLines=0").await, "z");
-    assert_eq!(replayed("tailLines=100").await, "abczzzzzz");
-    assert_eq!(replayed("tailLines=7&sinceSeconds=19").await, "czzzzzzz");
-    assert_eq!(replayed("tailLines=2&sinceSeconds=3600").await, "zzz");
+    assert_eq!(replayed("sinceSeconds=3600").await, "abc");
+    assert_eq!(replayed("sinceSeconds=22").await, "bc");
+    assert_eq!(replayed("sinceSeconds=15").await, "c");
+    assert_eq!(replayed("tailLines=0").await, "");
+    assert_eq!(replayed("tailLines=2").await, "bc");
+    assert_eq!(replayed("tailLines=100").await, "abc");
+    assert_eq!(replayed("tailLines=2&sinceSeconds=18").await, "c");
+    assert_eq!(replayed("tailLines=1&sinceSeconds=3600").await, "c");
     assert_eq!(replayed("tailLines=1&fieldSelector=auditID%3Da").await, "a");
 }
 

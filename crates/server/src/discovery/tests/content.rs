@@ -182,7 +182,14 @@ fn every_field_parameter_and_operation_is_described_and_only_watches_are_there()
             let parameters = item["parameters"].as_array().unwrap();
             let named = |name: &str| parameters.iter().find(|parameter| parameter["name"] == name);
             assert_eq!(named("watch").is_some(), !path.contains("/watch/"), "{path}");
-            assert_eq!(named("namespace").is_some(), path.contains("{namespace}"), "{path}");
+            let namespaces: Vec<_> = parameters.iter().filter(|parameter| parameter["name"] == "namespace").collect();
+            let places: Vec<_> = namespaces.iter().map(|parameter| parameter["in"].as_str().unwrap()).collect();
+            let place = match path {
+                path if path.contains("{namespace}") => vec!["path"],
+                path if path.ends_with("/events") => vec!["query"],
+                _ => vec![],
+            };
+            assert_eq!(places, place, "{path}");
             assert!(parameters.iter().all(|parameter| parameter["description"].as_str().is_some()), "{path}");
         }
         walk(&document, &mut |fields| {
@@ -196,14 +203,24 @@ fn every_field_parameter_and_operation_is_described_and_only_watches_are_there()
 }
 
 #[test]
-fn no_parameter_is_described_that_a_watch_does_not_know() {
-    walk(&json("/openapi/v3/apis/audit.k8s.io/v1"), &mut |fields| {
-        if fields.get("in").is_some_and(|place| place == "query") {
-            let name = fields["name"].as_str().unwrap();
-            let options = WatchOptions::parse(&format!("{name}="));
-            assert!(!options.is_ok_and(|options| options.unknown.iter().any(|unknown| unknown == name)), "{name}");
+fn the_parameters_of_a_watch_that_are_described_are_those_that_it_knows() {
+    let document = json("/openapi/v3/apis/audit.k8s.io/v1");
+    for (path, resource) in [("events", Resource::Events), ("namespacedevents", Resource::NamespacedEvents)] {
+        let parameters = document["paths"][format!("/apis/audit.k8s.io/v1/{path}")]["parameters"].as_array().unwrap();
+        let described = |name: &str| parameters.iter().any(|parameter| parameter["name"] == name);
+        let known = |name: &str| {
+            let options = WatchOptions::parse(&format!("{name}="), resource);
+            !options.is_ok_and(|options| options.unknown.iter().any(|unknown| unknown == name))
+        };
+        for parameter in parameters {
+            let name = parameter["name"].as_str().unwrap();
+            assert!(known(name), "{path} {name}");
         }
-    });
+        assert_eq!((described("namespace"), known("namespace")), (!resource.namespaced(), !resource.namespaced()));
+        for name in ["verbs", "username", "group", "apiGroup", "resource", "stage", "labelSelector", "tailLines"] {
+            assert!(described(name), "{path} {name}");
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use audit_stream_api::Version;
+use audit_stream_api::selector::FieldSelector;
 use audit_stream_bus::{Config, Cursor, Lagged};
 use futures::FutureExt;
 
@@ -124,7 +125,7 @@ impl Reader {
 fn key(resource: Resource, namespace: Option<&str>, selector: &str) -> ClassKey {
     ClassKey {
         route: Route { version: Version::V1, resource, namespace: namespace.map(str::to_owned) },
-        selector: FieldSelector::parse(selector).unwrap(),
+        selector: FieldSelector::parse(selector).unwrap().into(),
     }
 }
 
