@@ -44,7 +44,7 @@ async fn a_malformed_event_costs_itself_alone() -> Result<()> {
     let expected: Vec<_> = all.iter().map(String::as_str).filter(|id| *id != "id-123").collect();
     let read = read_until(&mut plain, "id-399").await?;
     assert_eq!(ids(&read), expected);
-    assert_gap(&read[0], "malformed");
+    assert_gap(&read[0], "malformed", None);
     assert!(read[1..].iter().all(|object| gap(object).is_none()), "the gap is announced again");
 
     // Who takes bookmarks is told in one of them, and every event is as it is for everybody.
@@ -59,7 +59,7 @@ async fn a_malformed_event_costs_itself_alone() -> Result<()> {
     assert_eq!(ids(&added), expected);
     assert!(added.iter().all(|object| gap(object).is_none()), "the gap is announced on an event");
     assert_eq!(bookmarks[0]["type"], "BOOKMARK");
-    assert_gap(&bookmarks[0]["object"], "malformed");
+    assert_gap(&bookmarks[0]["object"], "malformed", None);
 
     // The bookmark is a place from which one can go on: with what comes after it in the order of the log.
     let bookmark = place(&bookmarks[0]["object"]);
@@ -97,7 +97,7 @@ async fn a_body_that_is_no_list_is_accepted_and_delivers_nothing() -> Result<()>
         let shown = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
         let answer = feed.sender.post(body).await?;
         assert_eq!((answer.status, &*answer.body), (200, ""), "{shown}");
-        assert_gap(&feed.goes_on().await?, "malformed");
+        assert_gap(&feed.goes_on().await?, "malformed", None);
         feed.goes_on_without_a_gap().await?;
         let malformed = feed.stage.metric("audit_stream_ingest_malformed_batches_total", &[]).await?;
         assert_eq!(malformed, f64::from(count), "{shown}");
@@ -211,7 +211,7 @@ async fn a_body_over_the_limit_is_refused_and_told_to_readers() -> Result<()> {
     }
     feed.assert_rejected("body_too_large", 4.0).await?;
     // All of them in one: a gap reaches from its first cause on.
-    assert_gap(&feed.goes_on().await?, "oversize");
+    assert_gap(&feed.goes_on().await?, "oversize", None);
     feed.goes_on_without_a_gap().await
 }
 

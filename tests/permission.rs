@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::stage::{
-    ARRIVAL, EVENTS, PROTOCOLS, Stage, assert_ends, assert_refused, eventually, gap, ids, in_namespace, namespaced,
-    read_error, read_until, status,
+    ARRIVAL, EVENTS, PROTOCOLS, Stage, assert_ends, assert_refused, eventually, gap, ids, in_namespace, many_watches,
+    namespaced, read_error, read_until, status,
 };
 
 /// No byte is delivered later than this after the last review that said yes.
@@ -206,7 +206,7 @@ async fn answers_are_remembered_as_long_as_the_flags_say() -> Result<()> {
 
 #[tokio::test]
 async fn many_who_ask_the_same_are_one_question() -> Result<()> {
-    let stage = Stage::start().await?;
+    let stage = Stage::with(many_watches).await?;
     let alice = stage.reader("alice", "shop").await?;
     stage.reviewer.answer_after(Duration::from_millis(200));
     let path = namespaced("shop");

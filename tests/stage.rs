@@ -276,14 +276,20 @@ pub fn gap(object: &Value) -> Option<Value> {
     Some(serde_json::from_str(text).expect("a gap is JSON"))
 }
 
-/// Asserts that a gap of unknown size is announced, for this reason.
+/// Lets one user open more watches than the defaults do.
+pub fn many_watches(config: &mut Config) {
+    config.watch.limits.per_user = 1000;
+    config.watch.limits.classes_per_user = 1000;
+}
+
+/// Asserts that a gap is announced, of this size (`None`: unknown), for this reason.
 #[track_caller]
-pub fn assert_gap(object: &Value, reason: &str) {
+pub fn assert_gap(object: &Value, reason: &str, count: Option<usize>) {
     let mut gap = gap(object).unwrap_or_else(|| panic!("no gap is announced by {object}"));
     let since = gap["since"].take();
     let since = since.as_str().unwrap_or_default();
     assert!(since.len() >= 20 && since.starts_with("20") && since.ends_with('Z'), "since {since:?}");
-    assert_eq!(gap, serde_json::json!({"count": null, "truncated": 0, "reason": reason, "since": null}));
+    assert_eq!(gap, serde_json::json!({"count": count, "truncated": 0, "reason": reason, "since": null}));
 }
 
 /// A `Status` as upstream writes it, on one line; `details` is empty, or JSON.

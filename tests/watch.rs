@@ -6,7 +6,8 @@ use audit_stream_testplane::front_proxy::{Protocol, Watch};
 use audit_stream_testplane::webhook_sender::{Sending, WebhookSender};
 
 use crate::stage::{
-    EVENTS, PROTOCOLS, Stage, announce_end, assert_ends, ids, in_namespace, namespaced, read_until, read_until_end,
+    EVENTS, PROTOCOLS, Stage, announce_end, assert_ends, ids, in_namespace, many_watches, namespaced, read_until,
+    read_until_end,
 };
 
 const ALL_NAMESPACES: &str = "/apis/audit.k8s.io/v1/namespacedevents?watch=true";
@@ -174,7 +175,7 @@ async fn attempts_that_were_refused_are_their_namespaces_to_see() -> Result<()> 
 
 #[tokio::test]
 async fn field_selectors_see_what_the_reader_sees() -> Result<()> {
-    let stage = Stage::start().await?;
+    let stage = Stage::with(many_watches).await?;
     stage.let_read("alice", "shop");
     let (alice, admin) = (stage.user("alice").await?, stage.admin().await?);
     let exec = in_namespace("shop", "exec").resource("pods").name("p").subresource("exec").verb("create");

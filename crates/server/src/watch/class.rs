@@ -181,11 +181,6 @@ impl ClassKey {
             })
     }
 
-    /// Why some of the batch is missing that may have been the class's.
-    fn lost(&self, entry: &Entry<Batch>) -> Option<GapReason> {
-        entry.payload().lost().filter(|_| !self.selector.selects_nothing())
-    }
-
     /// The places of the batch's events that the class selects, but for those that were dropped.
     pub(super) fn places(&self, entry: &Entry<Batch>) -> Vec<Sequence> {
         let there = |index: &u32| entry.payload().event(*index).dropped().is_none();
@@ -332,7 +327,7 @@ impl Member {
             drop(hub);
             return self.next_on_bus(at, gap, charge);
         }
-        let Some(mut items) = hub.items(self.key(), at, &self.classes.bus) else { return self.lagged(at) };
+        let Some(mut items) = hub.items(at, &self.classes.bus) else { return self.lagged(at) };
         let first = match items.next() {
             None => return Next::UpToDate,
             Some(Item::Loss(loss)) => return Next::Loss(loss),
@@ -370,7 +365,6 @@ impl Member {
             // Only as far as it is asked for: a batch may hold many pieces.
             let (batch, candidates) = (Arc::clone(&entry), frames::indices_after(&entry, at));
             items(
-                key,
                 entry,
                 at,
                 candidates.filter(move |&index| key.selects(batch.payload().event(index), place(&batch, index))),
@@ -466,13 +460,8 @@ impl Drop for Member {
 }
 
 /// What a watch meets in a batch after `at`, if the batch's events at `selected` are its class's.
-fn items(
-    key: &ClassKey,
-    entry: Arc<Entry<Batch>>,
-    at: Sequence,
-    selected: impl Iterator<Item = u32>,
-) -> impl Iterator<Item = Item> {
-    let lost = key.lost(&entry).filter(|_| at < entry.first());
+fn items(entry: Arc<Entry<Batch>>, at: Sequence, selected: impl Iterator<Item = u32>) -> impl Iterator<Item = Item> {
+    let lost = entry.payload().lost().filter(|_| at < entry.first());
     let lost = lost.map(|reason| Item::Loss(Loss { place: entry.first(), reason, count: None }));
     let events = selected.map(move |index| Selected { entry: Arc::clone(&entry), index });
     lost.into_iter().chain(events.filter(move |event| event.place() > at).map(Item::from))
@@ -523,7 +512,7 @@ impl Class {
     /// Notes what the class selects of a batch, and wakes its watches if that is something.
     fn show(&self, entry: &Entry<Batch>, candidates: impl Iterator<Item = u32>, budget: &Budget) {
         let events: Box<[u32]> = self.key.select(entry, candidates).collect();
-        if events.is_empty() && self.key.lost(entry).is_none() {
+        if events.is_empty() && entry.payload().lost().is_none() {
             return;
         }
         let last = events.last().map_or(entry.first(), |index| place(entry, *index));
@@ -554,12 +543,7 @@ impl Hub {
     }
 
     /// What comes after `at`, which is not before `since`; `None` if it is no longer retained.
-    fn items<'a>(
-        &'a self,
-        key: &'a ClassKey,
-        at: Sequence,
-        bus: &'a Bus<Batch>,
-    ) -> Option<impl Iterator<Item = Item> + 'a> {
+    fn items<'a>(&'a self, at: Sequence, bus: &'a Bus<Batch>) -> Option<impl Iterator<Item = Item> + 'a> {
         let newer = self.batches.partition_point(|selection| selection.last <= at);
         let entry = |selection: &Selection| bus.up_to(selection.batch).filter(|entry| entry.last() == selection.batch);
         let batches = self.batches.range(newer..);
@@ -567,7 +551,7 @@ impl Hub {
         if retained.peek().is_none() && newer < self.batches.len() {
             return None;
         }
-        Some(retained.flat_map(move |(entry, selection)| items(key, entry, at, selection.events.iter().copied())))
+        Some(retained.flat_map(move |(entry, selection)| items(entry, at, selection.events.iter().copied())))
     }
 
     /// Hands over a piece that is there, and lets go of it with the last watch that came for it.
