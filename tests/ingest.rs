@@ -16,6 +16,7 @@ use crate::stage::{
 
 const DROPPED: &str = "audit_stream_ingest_dropped_events_total";
 const MALFORMED: [(&str, &str); 1] = [("reason", "malformed")];
+const INFLIGHT: &str = "audit_stream_ingest_inflight_bytes";
 
 fn good(audit_id: &str) -> String {
     in_namespace("shop", audit_id).build()
@@ -212,6 +213,9 @@ async fn a_body_over_the_limit_is_refused_and_told_to_readers() -> Result<()> {
     feed.assert_rejected("body_too_large", 4.0).await?;
     // All of them in one: a gap reaches from its first cause on.
     assert_gap(&feed.goes_on().await?, "oversize");
+    feed.goes_on_without_a_gap().await?;
+    // Within a minute: who tries again and again does not flood readers.
+    assert_refused(&feed.sender.post(large).await?, 413, &expected)?;
     feed.goes_on_without_a_gap().await
 }
 
@@ -266,6 +270,7 @@ async fn a_full_budget_is_told_and_the_senders_retries_arrive() -> Result<()> {
         Ok((answer.status != 200).then_some(answer))
     });
     let refusal = refusal.await?;
+    assert_eq!(feed.stage.metric(INFLIGHT, &[]).await?, BUDGET as f64);
     let message = "the batches in flight fill their budget (--webhook-max-inflight-bytes)";
     let expected = status(503, "ServiceUnavailable", message, r#"{"retryAfterSeconds":1}"#);
     assert_refused(&refusal, 503, &expected)?;
@@ -285,7 +290,8 @@ async fn a_full_budget_is_told_and_the_senders_retries_arrive() -> Result<()> {
     assert_eq!(*last, Answer::Status(200));
     assert!(!before.is_empty() && before.iter().all(|answer| *answer == Answer::Status(503)), "{before:?}");
     assert_eq!(ids(&read_until(&mut feed.reader, "id-9").await?), sent);
-    feed.goes_on_without_a_gap().await
+    feed.goes_on_without_a_gap().await?;
+    feed.stage.until_metric(INFLIGHT, &[], 0.0).await
 }
 
 #[tokio::test]

@@ -48,6 +48,16 @@ pub struct IngestMetrics {
     pub events: Counter,
     /// Requests refused, by reason.
     pub rejected_requests: Family<Reason, Counter>,
+    /// Bytes of bodies that are being received, as reserved for them.
+    pub inflight_bytes: Gauge,
+    /// Sources that have sent something.
+    pub sources: Gauge,
+    /// Bodies that were there already and were accepted without effect.
+    pub duplicate_batches: Counter,
+    /// Digests of bodies by which duplicates are known.
+    pub digests: Gauge,
+    /// Digests that made room for others before their time was over: a duplicate of theirs would be published.
+    pub evicted_digests: Counter,
     /// Bodies that were accepted and held no list of events.
     pub malformed_batches: Counter,
     /// Events that were dropped alone, by reason.
@@ -183,6 +193,14 @@ fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &
     registry.register("batches", "Batches published", ingest.batches.clone());
     registry.register("events", "Events published", ingest.events.clone());
     registry.register("rejected_requests", "Webhook requests refused, by reason", ingest.rejected_requests.clone());
+    registry.register_with_unit(
+        "inflight",
+        "Bytes of bodies that are being received",
+        Unit::Bytes,
+        ingest.inflight_bytes.clone(),
+    );
+    registry.register("sources", "Sources that have sent something", ingest.sources.clone());
+    register_duplicates(registry, ingest);
     registry.register(
         "malformed_batches",
         "Bodies that were accepted and held no list of events",
@@ -198,6 +216,20 @@ fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &
         "disputed_events",
         "Events whose path and objectRef do not agree on a namespace, by reason",
         ingest.disputed_events.clone(),
+    );
+}
+
+fn register_duplicates(registry: &mut Registry, ingest: &IngestMetrics) {
+    registry.register(
+        "duplicate_batches",
+        "Bodies that were there already and were accepted without effect",
+        ingest.duplicate_batches.clone(),
+    );
+    registry.register("digests", "Digests by which duplicate bodies are known", ingest.digests.clone());
+    registry.register(
+        "evicted_digests",
+        "Digests that made room for others before their time was over",
+        ingest.evicted_digests.clone(),
     );
 }
 
@@ -229,4 +261,30 @@ fn register_output(registry: &mut Registry, watch: &WatchMetrics, access: &Acces
         watch.sent_bytes.clone(),
     );
     registry.register("gaps", "Gaps announced to readers, by reason", watch.gaps.clone());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use audit_stream_bus::Config;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_ingest_counts_is_there_before_it_happens() {
+        let bus = Arc::new(Bus::<()>::new(Config { retain_bytes: 1, retain_age: Duration::MAX }, 0));
+        let scrape = Metrics::new().scrape(&bus);
+        let dropped = ["malformed", "own_review"].map(|reason| ("dropped_events_total", reason));
+        let rejected = IngestRejection::REASONS.map(|reason| ("rejected_requests_total", reason));
+        for (name, reason) in dropped.into_iter().chain(rejected) {
+            let series = format!("\naudit_stream_ingest_{name}{{reason=\"{reason}\"}} 0\n");
+            assert!(scrape.contains(&series), "{series}");
+        }
+        for name in ["duplicate_batches_total", "evicted_digests_total", "digests", "sources", "inflight_bytes"] {
+            assert!(scrape.contains(&format!("\naudit_stream_ingest_{name} 0\n")), "{name}");
+        }
+        assert!(scrape.contains("\naudit_stream_watch_gaps_total{reason=\"source\"} 0\n"));
+    }
 }
