@@ -10,7 +10,7 @@ pub mod duplicates;
 mod inflight;
 pub mod sources;
 mod split;
-mod truncate;
+pub mod truncate;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -28,7 +28,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use crate::attribution::{Attribution, attribute};
+use crate::attribution::{Attribution, attribute, creates_namespace};
 use crate::certs;
 use crate::listener::Peer;
 use crate::metrics::{IngestMetrics, count};
@@ -39,8 +39,8 @@ use batch::{Batch, BatchBuilder};
 use duplicates::{Digest, Digests};
 use inflight::InFlight;
 use sources::{Source, Sources};
-use split::{Item, split, too_deep};
-use truncate::truncate;
+use split::{Item, split};
+use truncate::{Excess, truncate};
 
 /// kube-apiserver gives a POST 30 s; a body that takes longer than this has no time left to be answered.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -194,21 +194,14 @@ impl Ingest {
         if batch.is_empty() {
             return None;
         }
-        Some(batch.build())
+        let batch = batch.build();
+        debug_assert!(batch.bytes() <= batch::max_bytes(body.len()), "{} of {}", batch.bytes(), body.len());
+        Some(batch)
     }
 
     fn take(&self, item: Item<'_>, batch: &mut BatchBuilder) {
         match item {
             Item::Event(event, json) => self.append_event(&event, json, batch),
-            Item::TooDeep(mut event, json) => {
-                let shorter = truncate(&mut event, json);
-                if too_deep(&shorter) {
-                    self.drop_malformed(batch);
-                } else {
-                    self.metrics.truncated_events.inc();
-                    self.append_event(&event, &shorter, batch);
-                }
-            }
             Item::Malformed => self.drop_malformed(batch),
         }
     }
@@ -231,7 +224,37 @@ impl Ingest {
                 None
             }
         };
-        batch.push(event, json, namespace);
+        let stored = match Excess::of(json) {
+            None => {
+                batch.push(event, json, namespace);
+                true
+            }
+            Some(excess) => self.append_truncated(json, excess, namespace, batch),
+        };
+        // Of the whole event: what was cut off the query of one that was too long could have said that it was a dry run.
+        if stored && creates_namespace(event) {
+            batch.note_creation();
+        }
+    }
+
+    /// Whether anything is left of the event that was too much.
+    fn append_truncated(&self, json: &str, excess: Excess, namespace: Option<&str>, batch: &mut BatchBuilder) -> bool {
+        let shorter = truncate(json);
+        match (serde_json::from_str(&shorter), Excess::of(&shorter)) {
+            (Ok(event), None) => {
+                count(&self.metrics.truncated_events, excess.as_str());
+                batch.push(&event, &shorter, namespace);
+            }
+            (Ok(event), Some(Excess::Size)) => {
+                count(&self.metrics.dropped_events, "oversize");
+                batch.push_dropped(&event, namespace, GapReason::Oversize);
+            }
+            (Ok(_), Some(Excess::Depth)) | (Err(_), _) => {
+                self.drop_malformed(batch);
+                return false;
+            }
+        }
+        true
     }
 
     /// Whether the event is this server's own review, which would come back as an event for as long as anybody watches.
@@ -249,8 +272,9 @@ impl Ingest {
     }
 
     fn append(&self, batch: Batch) {
-        let (events, bytes) = (batch.len(), batch.bytes());
-        self.bus.publish(unix_micros(), events, bytes, batch);
+        let (places, bytes) = (batch.len(), batch.bytes());
+        let events = batch.events().filter(|event| event.dropped().is_none()).count();
+        self.bus.publish(unix_micros(), places, bytes, batch);
         self.metrics.batches.inc();
         self.metrics.events.inc_by(events as u64);
         debug!(events, bytes, "batch published");

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::attribution::Dispute;
+use crate::ingest::truncate::Excess;
 use crate::rejection::IngestRejection;
 
 /// Content type of [`Metrics::scrape`].
@@ -62,8 +63,8 @@ pub struct IngestMetrics {
     pub malformed_batches: Counter,
     /// Events that were dropped alone, by reason.
     pub dropped_events: Family<Reason, Counter>,
-    /// Events that were delivered without their bodies, which nest too deep.
-    pub truncated_events: Counter,
+    /// Events that were delivered without a part of them, by what was too much: `depth`, `size`.
+    pub truncated_events: Family<Reason, Counter>,
     /// Events whose path and objectRef do not agree on a namespace, by reason.
     pub disputed_events: Family<Reason, Counter>,
 }
@@ -169,8 +170,11 @@ fn exist_from_the_start(ingest: &IngestMetrics, watch: &WatchMetrics, access: &A
     for reason in IngestRejection::REASONS {
         drop(ingest.rejected_requests.get_or_create(&Reason { reason }));
     }
-    for reason in ["malformed", "own_review"] {
+    for reason in ["malformed", "oversize", "own_review"] {
         drop(ingest.dropped_events.get_or_create(&Reason { reason }));
+    }
+    for excess in Excess::ALL {
+        drop(ingest.truncated_events.get_or_create(&Reason { reason: excess.as_str() }));
     }
     for dispute in Dispute::ALL {
         drop(ingest.disputed_events.get_or_create(&Reason { reason: dispute.as_str() }));
@@ -209,7 +213,7 @@ fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &
     registry.register("dropped_events", "Events dropped alone, by reason", ingest.dropped_events.clone());
     registry.register(
         "truncated_events",
-        "Events delivered without their bodies, which nest too deep",
+        "Events delivered without a part of them, by what was too much",
         ingest.truncated_events.clone(),
     );
     registry.register(
@@ -276,9 +280,10 @@ mod tests {
     async fn what_ingest_counts_is_there_before_it_happens() {
         let bus = Arc::new(Bus::<()>::new(Config { retain_bytes: 1, retain_age: Duration::MAX }, 0));
         let scrape = Metrics::new().scrape(&bus);
-        let dropped = ["malformed", "own_review"].map(|reason| ("dropped_events_total", reason));
+        let dropped = ["malformed", "oversize", "own_review"].map(|reason| ("dropped_events_total", reason));
+        let truncated = ["depth", "size"].map(|reason| ("truncated_events_total", reason));
         let rejected = IngestRejection::REASONS.map(|reason| ("rejected_requests_total", reason));
-        for (name, reason) in dropped.into_iter().chain(rejected) {
+        for (name, reason) in dropped.into_iter().chain(truncated).chain(rejected) {
             let series = format!("\naudit_stream_ingest_{name}{{reason=\"{reason}\"}} 0\n");
             assert!(scrape.contains(&series), "{series}");
         }

@@ -128,7 +128,7 @@ impl Class {
         let mut out = Vec::new();
         for (index, event) in (0..).zip(entry.payload().events()).skip_while(|(index, _)| *index < skip) {
             let sequence = entry.first().plus(index);
-            if !self.selects(event, sequence) {
+            if event.dropped().is_some() || !self.selects(event, sequence) {
                 continue;
             }
             let (fields, withheld) = match resource {
