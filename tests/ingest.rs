@@ -16,6 +16,8 @@ use crate::stage::{
 
 const DROPPED: &str = "audit_stream_ingest_dropped_events_total";
 const MALFORMED: [(&str, &str); 1] = [("reason", "malformed")];
+const INFLIGHT: &str = "audit_stream_ingest_inflight_bytes";
+const TRUNCATED: &str = "audit_stream_ingest_truncated_events_total";
 
 fn good(audit_id: &str) -> String {
     in_namespace("shop", audit_id).build()
@@ -133,7 +135,7 @@ async fn an_event_that_nests_too_deep_goes_without_its_bodies() -> Result<()> {
         assert_eq!(ids(&frames), ["a", "deep", "b"], "{levels}");
         assert_eq!(frames[1]["annotations"]["audit.k8s.io/truncated"], "true");
         assert!(frames[1].get("requestObject").is_none());
-        assert_eq!(feed.stage.metric("audit_stream_ingest_truncated_events_total", &[]).await?, count);
+        assert_eq!(feed.stage.metric(TRUNCATED, &[("reason", "depth")]).await?, count);
     }
     feed.goes_on_without_a_gap().await?;
 
@@ -142,6 +144,65 @@ async fn an_event_that_nests_too_deep_goes_without_its_bodies() -> Result<()> {
     assert_eq!(ids(&read_until(&mut feed.reader, "d").await?), ["c", "d"]);
     assert_eq!(feed.stage.metric(DROPPED, &MALFORMED).await?, 1.0);
     Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_is_padded_loses_its_padding() -> Result<()> {
+    let mut feed = Feed::start(Stage::start().await?).await?;
+    let alice = feed.stage.reader("alice", "shop").await?;
+    let mut shop = alice.watch(&namespaced("shop")).await?;
+    let padding = "x".repeat(1 << 20);
+    let plain = in_namespace("shop", "padded").user("mallory").verb("delete").query("a=b");
+    let expected = serde_json::from_str::<Value>(&plain.build())?;
+    let addresses: Vec<_> = (0..100).map(|number| format!("10.0.0.{number}")).collect();
+    let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
+    let padded = plain
+        .level("Request")
+        .request_object(&format!(r#"{{"padding":"{padding}"}}"#))
+        .query(&format!("a=b&{padding}"))
+        .user_agent(&padding)
+        .source_ips(&addresses)
+        .annotation("example.com/kept", "because the rest fits");
+    let answer = feed.sender.post(event_list(&[good("a"), padded.build(), good("b")])).await?;
+    assert_eq!(answer.status, 200);
+
+    let frames = read_until(&mut feed.reader, "b").await?;
+    assert_eq!(ids(&frames), ["a", "padded", "b"]);
+    let event = &frames[1];
+    assert!(event.get("requestObject").is_none());
+    let uri = event["requestURI"].as_str().expect("a URI");
+    assert!(uri.ends_with(&format!("/prices?a=b&{}", "x".repeat(4092))), "{}", uri.len());
+    assert_eq!(event["userAgent"], "x".repeat(1024));
+    assert_eq!(event["sourceIPs"].as_array().map(Vec::len), Some(100), "what is short enough was cut");
+    assert_eq!(event["annotations"]["audit.k8s.io/truncated"], "true");
+    assert_eq!(event["annotations"]["example.com/kept"], "because the rest fits");
+    for kept in ["user", "verb", "objectRef", "responseStatus", "stage", "auditID"] {
+        assert_eq!(event[kept], expected[kept], "{kept}");
+    }
+
+    let frames = read_until(&mut shop, "b").await?;
+    assert_eq!(ids(&frames), ["a", "padded", "b"]);
+    assert!(frames[1]["requestURI"].as_str().is_some_and(|uri| uri.contains("?a=***&xxx")), "{}", frames[1]);
+    assert_eq!(feed.stage.metric(TRUNCATED, &[("reason", "size")]).await?, 1.0);
+    feed.goes_on_without_a_gap().await
+}
+
+#[tokio::test]
+async fn an_event_whose_path_is_too_long_is_dropped_alone() -> Result<()> {
+    let mut feed = Feed::start(Stage::start().await?).await?;
+    let path = format!("/api/v1/namespaces/shop/configmaps/{}?&=&=", "x".repeat(1 << 20));
+    let hostile = in_namespace("shop", "hostile").request_uri(&path).build();
+    assert_eq!(feed.sender.post(event_list(&[good("a"), hostile, good("b")])).await?.status, 200);
+    let frames = read_until(&mut feed.reader, "b").await?;
+    assert_eq!(ids(&frames), ["a", "b"]);
+    // It keeps its place, so that who would have seen it can be told of a gap.
+    let place = |object: &Value| -> Result<u64> {
+        Ok(object["metadata"]["resourceVersion"].as_str().unwrap_or_default().parse()?)
+    };
+    assert_eq!(place(&frames[1])?, place(&frames[0])? + 2);
+    assert_eq!(feed.stage.metric(DROPPED, &[("reason", "oversize")]).await?, 1.0);
+    assert_eq!(feed.stage.metric("audit_stream_ingest_events_total", &[]).await?, 2.0);
+    feed.goes_on().await.map(drop)
 }
 
 #[tokio::test]
@@ -212,6 +273,9 @@ async fn a_body_over_the_limit_is_refused_and_told_to_readers() -> Result<()> {
     feed.assert_rejected("body_too_large", 4.0).await?;
     // All of them in one: a gap reaches from its first cause on.
     assert_gap(&feed.goes_on().await?, "oversize", None);
+    feed.goes_on_without_a_gap().await?;
+    // Within a minute: who tries again and again does not flood readers.
+    assert_refused(&feed.sender.post(large).await?, 413, &expected)?;
     feed.goes_on_without_a_gap().await
 }
 
@@ -266,6 +330,7 @@ async fn a_full_budget_is_told_and_the_senders_retries_arrive() -> Result<()> {
         Ok((answer.status != 200).then_some(answer))
     });
     let refusal = refusal.await?;
+    assert_eq!(feed.stage.metric(INFLIGHT, &[]).await?, BUDGET as f64);
     let message = "the batches in flight fill their budget (--webhook-max-inflight-bytes)";
     let expected = status(503, "ServiceUnavailable", message, r#"{"retryAfterSeconds":1}"#);
     assert_refused(&refusal, 503, &expected)?;
@@ -285,7 +350,8 @@ async fn a_full_budget_is_told_and_the_senders_retries_arrive() -> Result<()> {
     assert_eq!(*last, Answer::Status(200));
     assert!(!before.is_empty() && before.iter().all(|answer| *answer == Answer::Status(503)), "{before:?}");
     assert_eq!(ids(&read_until(&mut feed.reader, "id-9").await?), sent);
-    feed.goes_on_without_a_gap().await
+    feed.goes_on_without_a_gap().await?;
+    feed.stage.until_metric(INFLIGHT, &[], 0.0).await
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 
 mod ingest;
 mod ingest_senders;
+mod ingest_sources;
 mod permission;
 mod real_api;
 mod real_cluster;

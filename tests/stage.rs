@@ -35,7 +35,7 @@ pub const EVENTS: &str = "/apis/audit.k8s.io/v1/events?watch=true";
 const SERVER_NAME: &str = "audit-stream.audit-stream.svc";
 
 /// The name that webhook clients must have.
-const SENDER: &str = "kube-apiserver-audit";
+pub const SENDER: &str = "kube-apiserver-audit";
 
 /// Between two looks at a condition that a peer's task brings about.
 const GLANCE: Duration = Duration::from_millis(10);
@@ -247,7 +247,8 @@ pub async fn read_until(watch: &mut Watch, last: &str) -> Result<Vec<Value>> {
 /// Shows every watch that allows bookmarks where the events end that were sent before: an unreadable batch is announced
 /// to all of them, whatever they select.
 pub async fn announce_end(sender: &WebhookSender) -> Result<()> {
-    let answer = sender.post("no list").await?;
+    // One like no other: what is sent again is dropped unseen.
+    let answer = sender.post(format!("no list: {}", fresh_audit_id())).await?;
     ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
     Ok(())
 }

@@ -57,6 +57,12 @@ pub struct Event<'a> {
     pub unknown_fields: Vec<Text<'a>>,
 }
 
+/// Whether an event's field of this name is one that this program reads, and so is not among
+/// [`Event::unknown_fields`].
+pub fn is_known_field(name: &str) -> bool {
+    Field::named(name).is_some()
+}
+
 /// The user of a request: `authentication.k8s.io/v1` `UserInfo`.
 #[derive(Debug, Default, Deserialize)]
 pub struct User<'a> {

@@ -123,11 +123,13 @@ pub enum GapReason {
     Oversize,
     /// What a source sent could not be read.
     Malformed,
+    /// A source's batches are refused in a way that no retry mends.
+    Source,
 }
 
 impl GapReason {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Lag, Self::Oversize, Self::Malformed];
+    pub const ALL: [Self; 4] = [Self::Lag, Self::Oversize, Self::Malformed, Self::Source];
 
     /// The word on the wire, in metrics and in docs.
     pub fn as_str(self) -> &'static str {
@@ -135,6 +137,7 @@ impl GapReason {
             Self::Lag => "lag",
             Self::Oversize => "oversize",
             Self::Malformed => "malformed",
+            Self::Source => "source",
         }
     }
 }
@@ -162,6 +165,13 @@ mod tests {
         assert_eq!(Name::parse(&Name(Sequence::new(7)).to_string()), Some(Name(Sequence::new(7))));
         for no_name in ["", "event-", "event-07", "event-+7", "7", "event-7 "] {
             assert_eq!(Name::parse(no_name), None, "{no_name}");
+        }
+    }
+
+    #[test]
+    fn the_wire_and_the_metrics_say_the_same_word() {
+        for reason in GapReason::ALL {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
         }
     }
 

@@ -80,6 +80,40 @@ pub fn attribute<'a>(event: &'a Event<'_>) -> Attribution<'a> {
     decide(event).unwrap_or_else(Attribution::Disputed)
 }
 
+/// Whether the event says that its namespace has just been created.
+///
+/// By a CREATE, or by the PATCH of a server-side apply, which is the other verb that answers 201 there. Meant for events that
+/// are attributed to a namespace. Older events of that name were another's, so in doubt the answer is yes: a dry run is what
+/// kube-apiserver has surely taken for one.
+#[must_use]
+pub fn creates_namespace(event: &Event<'_>) -> bool {
+    let code = event.response_status.as_ref().and_then(|status| status.code);
+    if &*event.stage != "ResponseComplete" || code != Some(201) {
+        return false;
+    }
+    let Ok(bytes) = decoded_path(&event.request_uri) else { return false };
+    let on_itself = Target::of(&bytes).is_ok_and(|target| match target.kind {
+        Kind::Namespaces => &*event.verb == "create",
+        Kind::Namespace => &*event.verb == "patch",
+        Kind::Namesake | Kind::Other => false,
+    });
+    on_itself && !is_dry_run(&event.request_uri)
+}
+
+/// Whether the query has a `dryRun` that is not empty, read as Go's `url.ParseQuery` reads it: what has a semicolon or a
+/// broken escape in it is passed over, and so is a query of more parameters than newer versions of Go read at all.
+fn is_dry_run(uri: &str) -> bool {
+    let Some((_, query)) = uri.split_once('?') else { return false };
+    let taken = |pair: &&str| !pair.contains(';') && has_whole_escapes(pair);
+    query.split('&').count() <= MAX_PARAMETERS
+        && query.split('&').filter(taken).any(|pair| {
+            form_urlencoded::parse(pair.as_bytes()).any(|(key, value)| key == "dryRun" && !value.is_empty())
+        })
+}
+
+/// Go's `urlmaxqueryparams`.
+const MAX_PARAMETERS: usize = 10_000;
+
 fn decide<'a>(event: &'a Event<'_>) -> Result<Attribution<'a>, Dispute> {
     let bytes = decoded_path(&event.request_uri)?;
     let target = Target::of(&bytes)?;
@@ -136,12 +170,16 @@ fn decoded_path(uri: &str) -> Result<Cow<'_, [u8]>, Dispute> {
     if !path.starts_with('/') && path != "*" {
         return Err(Dispute::NotAPath);
     }
-    let hex = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_hexdigit);
-    let mut escapes = path.split('%').skip(1).map(str::as_bytes);
-    if !escapes.all(|after| hex(after.first()) && hex(after.get(1))) {
+    if !has_whole_escapes(path) {
         return Err(Dispute::Undecodable);
     }
     Ok(percent_decode(path.as_bytes()).into())
+}
+
+/// Whether two hexadecimal digits follow each `%`.
+fn has_whole_escapes(text: &str) -> bool {
+    let hex = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_hexdigit);
+    text.split('%').skip(1).map(str::as_bytes).all(|after| hex(after.first()) && hex(after.get(1)))
 }
 
 /// What upstream's `RequestInfo` makes of a path. Empty means none, as there.
@@ -159,6 +197,8 @@ enum Kind {
     /// Nobody can claim a CREATE there that they do not attempt. `objectRef` has no name before the body is read
     /// (`RequestReceived`, 401, 403) nor with `generateName`, resolved later (`registry/generic/registry/store.go`).
     Namespaces,
+    /// Exactly `/api/v1/namespaces/{name}`: a Namespace object itself.
+    Namespace,
     /// `namespaces/{name}` of a group other than core: an object that is not a Namespace and lies in none, although
     /// upstream calls its name its namespace. Service buses in clouds are modelled like that.
     Namesake,
@@ -195,6 +235,9 @@ impl<'p> Target<'p> {
         let (kind, namespace, parts) = match rest {
             // Discovery; or a prefix and nothing else, which upstream answers with an error.
             [] => return Self::none(),
+            ["namespaces", namespace] if segments == ["api", "v1", "namespaces", namespace] => {
+                (Kind::Namespace, *namespace, rest)
+            }
             ["namespaces", namespace] | ["namespaces", namespace, "status" | "finalize", ..] => {
                 (if core { Kind::Other } else { Kind::Namesake }, *namespace, rest)
             }

@@ -4,10 +4,15 @@
 //! with an event costs that event alone, and a refusal is kept for what another try can mend or an operator has to see.
 //! Nothing here waits for a reader. Source: `k8s.io/apiserver/plugin/pkg/audit/webhook/webhook.go`.
 
+mod announced;
 pub mod batch;
+pub mod duplicates;
+mod inflight;
+pub mod sources;
 mod split;
-mod truncate;
+pub mod truncate;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -20,22 +25,29 @@ use http::{Method, Request, Response};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use crate::attribution::{Attribution, attribute};
+use crate::attribution::{Attribution, attribute, creates_namespace};
 use crate::certs;
 use crate::listener::Peer;
 use crate::metrics::{IngestMetrics, count};
 use crate::rejection::IngestRejection;
 use crate::wire::{self, Body};
+use announced::Announced;
 use batch::{Batch, BatchBuilder};
-use split::{Item, split, too_deep};
-use truncate::truncate;
+use duplicates::{Digest, Digests};
+use inflight::InFlight;
+use sources::{Source, Sources};
+use split::{Item, split};
+use truncate::{Excess, truncate};
 
 /// kube-apiserver gives a POST 30 s; a body that takes longer than this has no time left to be answered.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// From a body's end to its publication. Together with [`BODY_TIMEOUT`] it leaves 5 of kube-apiserver's 30 s for the answer: one
+/// that came too late would be taken for a failure, and the batch be sent again.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A source's name in the path, as long as a DNS label.
 const MAX_SOURCE_BYTES: usize = 63;
@@ -56,8 +68,10 @@ pub struct Config {
 pub struct Ingest {
     config: Config,
     bus: Arc<Bus<Batch>>,
-    /// One permit for each byte.
-    inflight: Arc<Semaphore>,
+    inflight: InFlight,
+    sources: Sources,
+    digests: Digests,
+    announced: Announced,
     /// The user name under which this server asks for reviews, once it is known.
     own_username: Arc<OnceLock<String>>,
     metrics: IngestMetrics,
@@ -71,83 +85,104 @@ impl Ingest {
         own_username: Arc<OnceLock<String>>,
         metrics: IngestMetrics,
     ) -> Self {
-        let permits = usize::try_from(config.max_inflight_bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { config, bus, inflight: Arc::new(Semaphore::new(permits)), own_username, metrics }
+        Self {
+            inflight: InFlight::new(config.max_inflight_bytes, metrics.inflight_bytes.clone()),
+            sources: Sources::new(metrics.sources.clone()),
+            digests: Digests::new(metrics.clone()),
+            announced: Announced::default(),
+            config,
+            bus,
+            own_username,
+            metrics,
+        }
     }
 
     /// Answers one request of the webhook's listener.
     pub async fn handle(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         match self.receive(peer, request).await {
-            Ok((body, _budget)) => {
-                self.publish(&body);
-                Response::new(wire::whole(Bytes::new()))
-            }
-            Err(rejection) => {
-                let reason = rejection.reason();
-                warn!(address = %peer.address, reason, "webhook request refused");
-                count(&self.metrics.rejected_requests, reason);
-                rejection.into_response()
-            }
+            Ok(()) => Response::new(wire::whole(Bytes::new())),
+            Err(rejection) => self.refuse(peer.address, rejection),
         }
     }
 
-    /// The body, and its part of the budget.
-    async fn receive(
-        &self,
-        peer: &Peer,
-        request: Request<Incoming>,
-    ) -> Result<(Vec<u8>, OwnedSemaphorePermit), IngestRejection> {
-        check_path(request.uri().path())?;
+    async fn receive(&self, peer: &Peer, request: Request<Incoming>) -> Result<(), IngestRejection> {
+        let source = source_name(request.uri().path())?;
         if request.method() != Method::POST {
             return Err(IngestRejection::Method);
         }
-        self.check_sender(peer)?;
+        let source = self.sources.claim(source, self.sender(peer)?)?;
         if request.headers().contains_key(CONTENT_ENCODING) {
             return Err(IngestRejection::ContentEncoding);
         }
         let limit = self.config.max_body_bytes;
         // hyper has checked the header; it is absent from chunked and from some HTTP/2 bodies, which may then be of any size.
         let declared = request.headers().get(CONTENT_LENGTH).and(request.body().size_hint().exact());
-        if declared.is_some_and(|length| length > limit) {
-            return Err(self.too_large());
+        let expected = declared.unwrap_or(limit);
+        if expected > limit {
+            return Err(IngestRejection::BodyTooLarge(limit));
         }
-        let reserved = u32::try_from(declared.unwrap_or(limit)).unwrap_or(u32::MAX);
-        let budget = Arc::clone(&self.inflight).try_acquire_many_owned(reserved).map_err(|_| IngestRejection::Busy)?;
-        let body = timeout(BODY_TIMEOUT, self.read(request.into_body(), declared));
+        let _reservation = self.inflight.reserve(expected).ok_or(IngestRejection::Busy)?;
+        let body = timeout(BODY_TIMEOUT, self.read(request.into_body(), expected));
         let body = body.await.unwrap_or(Err(IngestRejection::TooSlow))?;
-        Ok((body, budget))
+        self.publish(source, body, Instant::now())
     }
 
-    fn check_sender(&self, peer: &Peer) -> Result<(), IngestRejection> {
+    /// The allowed name that the sender's certificate has; of several the first that the flag lists, in whatever order the
+    /// certificate has them.
+    fn sender(&self, peer: &Peer) -> Result<&str, IngestRejection> {
         let names = peer.certificates.first().map(certs::names).unwrap_or_default();
-        let allowed = names.iter().any(|name| self.config.allowed_names.contains(name));
-        if allowed { Ok(()) } else { Err(IngestRejection::Sender) }
+        let allowed = self.config.allowed_names.iter().find(|allowed| names.contains(allowed));
+        allowed.map(String::as_str).ok_or(IngestRejection::Sender)
     }
 
-    async fn read(&self, mut body: Incoming, declared: Option<u64>) -> Result<Vec<u8>, IngestRejection> {
-        let limit = usize::try_from(self.config.max_body_bytes).unwrap_or(usize::MAX);
-        let mut bytes = Vec::with_capacity(declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(0));
+    /// Reads a body that was expected, and is reserved, to be so long. What is not declared may take the limit, and room for
+    /// that at once: the system gives memory as it is written to, and a buffer that grows would be there twice.
+    async fn read(&self, mut body: Incoming, expected: u64) -> Result<Vec<u8>, IngestRejection> {
+        let limit = self.config.max_body_bytes;
+        let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(usize::MAX));
         while let Some(frame) = body.frame().await {
             // hyper reports an error where a body ends before its declared length.
             let frame = frame.map_err(|_| IngestRejection::Incomplete)?;
             let Ok(data) = frame.into_data() else { continue };
-            if bytes.len() + data.len() > limit {
-                return Err(self.too_large());
+            if (bytes.len() + data.len()) as u64 > limit {
+                return Err(IngestRejection::BodyTooLarge(limit));
             }
             bytes.extend_from_slice(&data);
         }
         Ok(bytes)
     }
 
-    /// kube-apiserver will give this batch up: readers are told that there was one.
-    fn too_large(&self) -> IngestRejection {
-        let mut batch = BatchBuilder::default();
-        batch.note_lost(GapReason::Oversize);
-        self.append(batch);
-        IngestRejection::BodyTooLarge(self.config.max_body_bytes)
+    /// Where kube-apiserver will try again in vain, its batch is lost for sure, and readers are told.
+    fn refuse(&self, address: SocketAddr, rejection: IngestRejection) -> Response<Body> {
+        let reason = rejection.reason();
+        warn!(%address, reason, "webhook request refused");
+        count(&self.metrics.rejected_requests, reason);
+        if let Some(gap) = rejection.gap().filter(|_| self.announced.is_due(reason)) {
+            let mut batch = BatchBuilder::default();
+            batch.note_lost(gap);
+            self.append(batch.build());
+        }
+        rejection.into_response()
     }
 
-    fn publish(&self, body: &[u8]) {
+    /// Publishes a body that has been whole since `ended`, unless it has been published already. Nothing of it is published
+    /// too late: kube-apiserver may have stopped waiting for the answer.
+    fn publish(&self, source: Source, body: Vec<u8>, ended: Instant) -> Result<(), IngestRejection> {
+        self.digests.once(Digest::of(source, &body), || {
+            let batch = self.batch(&body);
+            drop(body);
+            if ended.elapsed() > PUBLISH_DEADLINE {
+                return Err(IngestRejection::Late);
+            }
+            if let Some(batch) = batch {
+                self.append(batch);
+            }
+            Ok(())
+        })
+    }
+
+    /// What is in a body; `None` if that is nothing for a reader to learn.
+    fn batch(&self, body: &[u8]) -> Option<Batch> {
         let text = split::text(body);
         let mut batch = BatchBuilder::with_capacity(text.len());
         if let Err(error) = split(&text, |item| self.take(item, &mut batch)) {
@@ -156,21 +191,17 @@ impl Ingest {
             batch = BatchBuilder::default();
             batch.note_lost(GapReason::Malformed);
         }
-        self.append(batch);
+        if batch.is_empty() {
+            return None;
+        }
+        let batch = batch.build();
+        debug_assert!(batch.bytes() <= batch::max_bytes(body.len()), "{} of {}", batch.bytes(), body.len());
+        Some(batch)
     }
 
     fn take(&self, item: Item<'_>, batch: &mut BatchBuilder) {
         match item {
             Item::Event(event, json) => self.append_event(&event, json, batch),
-            Item::TooDeep(mut event, json) => {
-                let shorter = truncate(&mut event, json);
-                if too_deep(&shorter) {
-                    self.drop_malformed(batch);
-                } else {
-                    self.metrics.truncated_events.inc();
-                    self.append_event(&event, &shorter, batch);
-                }
-            }
             Item::Malformed => self.drop_malformed(batch),
         }
     }
@@ -193,7 +224,37 @@ impl Ingest {
                 None
             }
         };
-        batch.push(event, json, namespace);
+        let stored = match Excess::of(json) {
+            None => {
+                batch.push(event, json, namespace);
+                true
+            }
+            Some(excess) => self.append_truncated(json, excess, namespace, batch),
+        };
+        // Of the whole event: what was cut off the query of one that was too long could have said that it was a dry run.
+        if stored && creates_namespace(event) {
+            batch.note_creation();
+        }
+    }
+
+    /// Whether anything is left of the event that was too much.
+    fn append_truncated(&self, json: &str, excess: Excess, namespace: Option<&str>, batch: &mut BatchBuilder) -> bool {
+        let shorter = truncate(json);
+        match (serde_json::from_str(&shorter), Excess::of(&shorter)) {
+            (Ok(event), None) => {
+                count(&self.metrics.truncated_events, excess.as_str());
+                batch.push(&event, &shorter, namespace);
+            }
+            (Ok(event), Some(Excess::Size)) => {
+                count(&self.metrics.dropped_events, "oversize");
+                batch.push_dropped(&event, namespace, GapReason::Oversize);
+            }
+            (Ok(_), Some(Excess::Depth)) | (Err(_), _) => {
+                self.drop_malformed(batch);
+                return false;
+            }
+        }
+        true
     }
 
     /// Whether the event is this server's own review, which would come back as an event for as long as anybody watches.
@@ -210,12 +271,9 @@ impl Ingest {
             )
     }
 
-    fn append(&self, batch: BatchBuilder) {
-        if batch.is_empty() {
-            return;
-        }
-        let batch = batch.build();
-        let (events, bytes) = (batch.len(), batch.bytes());
+    fn append(&self, batch: Batch) {
+        let bytes = batch.bytes();
+        let events = batch.events().filter(|event| event.dropped().is_none()).count();
         self.bus.publish(unix_micros(), batch.places(), bytes, batch);
         self.metrics.batches.inc();
         self.metrics.events.inc_by(events as u64);
@@ -229,14 +287,18 @@ pub(crate) fn unix_micros() -> u64 {
     u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn check_path(path: &str) -> Result<(), IngestRejection> {
-    let served = match path.strip_prefix("/webhook") {
-        Some("") => true,
-        Some(source) => source.strip_prefix('/').is_some_and(|source| {
-            (1..=MAX_SOURCE_BYTES).contains(&source.len())
-                && source.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-        }),
-        None => false,
+/// The source that the path of a request names, if it names one.
+fn source_name(path: &str) -> Result<Option<&str>, IngestRejection> {
+    let behind = path.strip_prefix("/webhook").ok_or(IngestRejection::Path)?;
+    if behind.is_empty() {
+        return Ok(None);
+    }
+    let is_name = |name: &&str| {
+        (1..=MAX_SOURCE_BYTES).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
     };
-    if served { Ok(()) } else { Err(IngestRejection::Path) }
+    behind.strip_prefix('/').filter(is_name).map(Some).ok_or(IngestRejection::Path)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::attribution::Dispute;
+use crate::ingest::truncate::Excess;
 use crate::rejection::IngestRejection;
 
 /// Content type of [`Metrics::scrape`].
@@ -48,12 +49,22 @@ pub struct IngestMetrics {
     pub events: Counter,
     /// Requests refused, by reason.
     pub rejected_requests: Family<Reason, Counter>,
+    /// Bytes of bodies that are being received, as reserved for them.
+    pub inflight_bytes: Gauge,
+    /// Sources that have sent something.
+    pub sources: Gauge,
+    /// Bodies that were there already and were accepted without effect.
+    pub duplicate_batches: Counter,
+    /// Digests of bodies by which duplicates are known.
+    pub digests: Gauge,
+    /// Digests that made room for others before their time was over: a duplicate of theirs would be published.
+    pub evicted_digests: Counter,
     /// Bodies that were accepted and held no list of events.
     pub malformed_batches: Counter,
     /// Events that were dropped alone, by reason.
     pub dropped_events: Family<Reason, Counter>,
-    /// Events that were delivered without their bodies, which nest too deep.
-    pub truncated_events: Counter,
+    /// Events that were delivered without a part of them, by what was too much: `depth`, `size`.
+    pub truncated_events: Family<Reason, Counter>,
     /// Events whose path and objectRef do not agree on a namespace, by reason.
     pub disputed_events: Family<Reason, Counter>,
 }
@@ -159,8 +170,11 @@ fn exist_from_the_start(ingest: &IngestMetrics, watch: &WatchMetrics, access: &A
     for reason in IngestRejection::REASONS {
         drop(ingest.rejected_requests.get_or_create(&Reason { reason }));
     }
-    for reason in ["malformed", "own_review"] {
+    for reason in ["malformed", "oversize", "own_review"] {
         drop(ingest.dropped_events.get_or_create(&Reason { reason }));
+    }
+    for excess in Excess::ALL {
+        drop(ingest.truncated_events.get_or_create(&Reason { reason: excess.as_str() }));
     }
     for dispute in Dispute::ALL {
         drop(ingest.disputed_events.get_or_create(&Reason { reason: dispute.as_str() }));
@@ -183,6 +197,14 @@ fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &
     registry.register("batches", "Batches published", ingest.batches.clone());
     registry.register("events", "Events published", ingest.events.clone());
     registry.register("rejected_requests", "Webhook requests refused, by reason", ingest.rejected_requests.clone());
+    registry.register_with_unit(
+        "inflight",
+        "Bytes of bodies that are being received",
+        Unit::Bytes,
+        ingest.inflight_bytes.clone(),
+    );
+    registry.register("sources", "Sources that have sent something", ingest.sources.clone());
+    register_duplicates(registry, ingest);
     registry.register(
         "malformed_batches",
         "Bodies that were accepted and held no list of events",
@@ -191,13 +213,27 @@ fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &
     registry.register("dropped_events", "Events dropped alone, by reason", ingest.dropped_events.clone());
     registry.register(
         "truncated_events",
-        "Events delivered without their bodies, which nest too deep",
+        "Events delivered without a part of them, by what was too much",
         ingest.truncated_events.clone(),
     );
     registry.register(
         "disputed_events",
         "Events whose path and objectRef do not agree on a namespace, by reason",
         ingest.disputed_events.clone(),
+    );
+}
+
+fn register_duplicates(registry: &mut Registry, ingest: &IngestMetrics) {
+    registry.register(
+        "duplicate_batches",
+        "Bodies that were there already and were accepted without effect",
+        ingest.duplicate_batches.clone(),
+    );
+    registry.register("digests", "Digests by which duplicate bodies are known", ingest.digests.clone());
+    registry.register(
+        "evicted_digests",
+        "Digests that made room for others before their time was over",
+        ingest.evicted_digests.clone(),
     );
 }
 
@@ -229,4 +265,31 @@ fn register_output(registry: &mut Registry, watch: &WatchMetrics, access: &Acces
         watch.sent_bytes.clone(),
     );
     registry.register("gaps", "Gaps announced to readers, by reason", watch.gaps.clone());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use audit_stream_bus::Config;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_ingest_counts_is_there_before_it_happens() {
+        let bus = Arc::new(Bus::<()>::new(Config { retain_bytes: 1, retain_age: Duration::MAX }, 0));
+        let scrape = Metrics::new().scrape(&bus);
+        let dropped = ["malformed", "oversize", "own_review"].map(|reason| ("dropped_events_total", reason));
+        let truncated = ["depth", "size"].map(|reason| ("truncated_events_total", reason));
+        let rejected = IngestRejection::REASONS.map(|reason| ("rejected_requests_total", reason));
+        for (name, reason) in dropped.into_iter().chain(truncated).chain(rejected) {
+            let series = format!("\naudit_stream_ingest_{name}{{reason=\"{reason}\"}} 0\n");
+            assert!(scrape.contains(&series), "{series}");
+        }
+        for name in ["duplicate_batches_total", "evicted_digests_total", "digests", "sources", "inflight_bytes"] {
+            assert!(scrape.contains(&format!("\naudit_stream_ingest_{name} 0\n")), "{name}");
+        }
+        assert!(scrape.contains("\naudit_stream_watch_gaps_total{reason=\"source\"} 0\n"));
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use audit_stream_api::object::GapReason;
 use audit_stream_api::query::QueryError;
 use audit_stream_api::status::{Cause, Details, Status};
 use audit_stream_api::{GROUP, Resource, Route, Sequence};
@@ -12,6 +13,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TY
 use http::{HeaderValue, Response};
 
 use crate::authz::{Attributes, Refusal};
+use crate::ingest::sources::MAX_SOURCES;
 use crate::watch::Full;
 use crate::wire::{self, Body};
 
@@ -76,6 +78,10 @@ pub enum IngestRejection {
     Method,
     /// The sender's certificate has none of the allowed names.
     Sender,
+    /// The source belongs to a sender whose certificate has another name.
+    SourceBound,
+    /// It would be one source more than there may be.
+    TooManySources,
     /// The body is compressed or otherwise encoded.
     ContentEncoding,
     /// The body is over the limit of this many bytes.
@@ -86,6 +92,8 @@ pub enum IngestRejection {
     Incomplete,
     /// The body did not arrive in time.
     TooSlow,
+    /// The batch could not be published in time.
+    Late,
 }
 
 /// How long a client is told to stay away: long enough to matter, short enough not to hurt.
@@ -168,8 +176,19 @@ impl Rejection {
 
 impl IngestRejection {
     /// Every word of [`Self::reason`].
-    pub const REASONS: [&str; 8] =
-        ["path", "method", "sender", "content_encoding", "body_too_large", "busy", "incomplete", "too_slow"];
+    pub const REASONS: [&str; 11] = [
+        "path",
+        "method",
+        "sender",
+        "source_bound",
+        "too_many_sources",
+        "content_encoding",
+        "body_too_large",
+        "busy",
+        "incomplete",
+        "too_slow",
+        "late",
+    ];
 
     /// As an answer.
     pub fn into_response(self) -> Response<Body> {
@@ -186,11 +205,26 @@ impl IngestRejection {
             Self::Path => "path",
             Self::Method => "method",
             Self::Sender => "sender",
+            Self::SourceBound => "source_bound",
+            Self::TooManySources => "too_many_sources",
             Self::ContentEncoding => "content_encoding",
             Self::BodyTooLarge(_) => "body_too_large",
             Self::Busy => "busy",
             Self::Incomplete => "incomplete",
             Self::TooSlow => "too_slow",
+            Self::Late => "late",
+        }
+    }
+
+    /// What readers are to be told where no other try mends it: the batch is lost for sure. A stranger's is nobody's loss, and
+    /// whoever knows neither path nor method is no kube-apiserver.
+    pub fn gap(self) -> Option<GapReason> {
+        match self {
+            Self::SourceBound | Self::TooManySources | Self::ContentEncoding => Some(GapReason::Source),
+            Self::BodyTooLarge(_) => Some(GapReason::Oversize),
+            Self::Path | Self::Method | Self::Sender | Self::Busy | Self::Incomplete | Self::TooSlow | Self::Late => {
+                None
+            }
         }
     }
 
@@ -203,6 +237,16 @@ impl IngestRejection {
                 "Forbidden",
                 "the client certificate has none of the names in --webhook-allowed-names",
             ),
+            Self::SourceBound => Status::failure(
+                403,
+                "Forbidden",
+                "the source belongs to a client certificate with another name: give each kube-apiserver a /webhook/{source} \
+                 of its own",
+            ),
+            Self::TooManySources => {
+                let message = format!("there are {MAX_SOURCES} sources already, and there may be no more");
+                Status::failure(403, "Forbidden", message)
+            }
             Self::ContentEncoding => Status::failure(
                 415,
                 "UnsupportedMediaType",
@@ -219,6 +263,7 @@ impl IngestRejection {
             ),
             Self::Incomplete => bad_request("the body ended before its declared length".to_owned()),
             Self::TooSlow => retry_later(408, "Timeout", "the body did not arrive in time"),
+            Self::Late => retry_later(503, "ServiceUnavailable", "the batch could not be published in time"),
         }
     }
 }
@@ -395,15 +440,25 @@ mod tests {
 
     #[test]
     fn the_metrics_words_are_the_rejections() {
-        use IngestRejection::{BodyTooLarge, Busy, ContentEncoding, Incomplete, Method, Path, Sender, TooSlow};
-        let all = [Path, Method, Sender, ContentEncoding, BodyTooLarge(1), Busy, Incomplete, TooSlow];
+        use IngestRejection::{
+            BodyTooLarge, Busy, ContentEncoding, Incomplete, Late, Method, Path, Sender, SourceBound, TooManySources,
+            TooSlow,
+        };
+        let who = [Path, Method, Sender, SourceBound, TooManySources];
+        let what = [ContentEncoding, BodyTooLarge(1), Busy, Incomplete, TooSlow, Late];
+        let all: [_; IngestRejection::REASONS.len()] = [&who[..], &what].concat().try_into().unwrap();
         assert_eq!(all.map(IngestRejection::reason), IngestRejection::REASONS);
     }
 
     #[test]
     fn headers_tell_when_to_retry_and_what_is_allowed() {
-        let busy = IngestRejection::Busy.into_response();
-        assert_eq!((busy.status().as_u16(), &busy.headers()[RETRY_AFTER]), (503, &HeaderValue::from_static("1")));
+        for later in [IngestRejection::Busy, IngestRejection::Late] {
+            let answer = later.into_response();
+            assert_eq!(
+                (answer.status().as_u16(), &answer.headers()[RETRY_AFTER]),
+                (503, &HeaderValue::from_static("1"))
+            );
+        }
         let list = Rejection::VerbNotSupported { verb: "list", resource: Resource::Events }.into_response();
         assert_eq!((list.status().as_u16(), &list.headers()[ALLOW]), (405, &HeaderValue::from_static("GET")));
         assert!(!Rejection::NotFound.into_response().headers().contains_key(ALLOW));

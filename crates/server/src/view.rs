@@ -4,6 +4,8 @@
 //! credential could carry is withheld from every reader; what was withheld from an event is named on it.
 //! It does not decide who may read (`authz`) or which events (`attribution`).
 
+use std::io::Write;
+
 use audit_stream_api::audit::{Event, ObjectReference, ResponseStatus, Text, User};
 use audit_stream_api::object::write_json;
 use audit_stream_api::selector::Field;
@@ -11,6 +13,13 @@ use percent_encoding::{percent_decode, percent_decode_str};
 
 /// Stands for text that the reader may not see.
 const MASK: &str = "***";
+
+/// A longer query is masked as one.
+///
+/// Masks can make a query two and a half times as long (`=&` becomes `=***&`), so what is shown of an event is longer than
+/// the event itself by three halves of this and a few empty fields at most. Who reads a URI by eye has long given up here:
+/// kubectl's own queries, command lines of `exec` included, are some hundred bytes.
+pub const MAX_QUERY_BYTES: usize = 4096;
 
 /// Query parameters whose values say how a request was made and not what it carries. All other values are masked:
 /// `exec` has its command line there, and a proxied request whatever its server understands.
@@ -167,8 +176,8 @@ pub fn write_withheld_names(event: &Event<'_>, request_uri: &str, out: &mut Vec<
 
 /// A request URI without what a client may have carried in it; `None` where nothing had to be masked.
 ///
-/// Masked are the values of query parameters that are not known to be harmless, and all that follows a `proxy` segment,
-/// the query included: it is for whatever is proxied to.
+/// Masked are the values of query parameters that are not known to be harmless, a query that is longer than
+/// [`MAX_QUERY_BYTES`], and all that follows a `proxy` segment, the query included: it is for whatever is proxied to.
 pub fn mask_uri(uri: &str) -> Option<String> {
     let (path, query) = uri.split_once('?').map_or((uri, None), |(path, query)| (path, Some(query)));
     if let Some(proxied) = after_proxy_segment(path) {
@@ -177,6 +186,9 @@ pub fn mask_uri(uri: &str) -> Option<String> {
         return (!rest.is_empty()).then(|| format!("{kept}{separator}{MASK}"));
     }
     let query = query?;
+    if query.len() > MAX_QUERY_BYTES {
+        return Some(format!("{path}?{MASK}"));
+    }
     // Go takes a semicolon for a mistake, so what follows one is not the parameter's value.
     let shown = |pair: &str| match pair.split_once('=') {
         Some((key, value)) => shown_parameter(key) && !value.contains(';'),
@@ -270,7 +282,7 @@ impl<'a> Object<'a> {
 
     fn number(&mut self, key: &str, value: i32) {
         self.key(key);
-        self.out.extend_from_slice(value.to_string().as_bytes());
+        write!(self.out, "{value}").expect("a Vec takes every byte");
     }
 
     fn nested(&mut self, key: &str, write: impl FnOnce(&mut Object<'_>)) {
@@ -378,6 +390,17 @@ mod tests {
         ] {
             assert_eq!(mask_uri(plain), None, "{plain}");
         }
+    }
+
+    #[test]
+    fn a_long_query_is_masked_as_one() {
+        let query =
+            |length: usize| format!("command=secret&limit={}", "5".repeat(length - "command=secret&limit=".len()));
+        let longest = mask_uri(&format!("/a?{}", query(MAX_QUERY_BYTES))).unwrap();
+        assert!(longest.starts_with("/a?command=***&limit=555"), "{longest}");
+        assert_eq!(mask_uri(&format!("/a?{}", query(MAX_QUERY_BYTES + 1))).as_deref(), Some("/a?***"));
+        assert_eq!(mask_uri(&format!("/a?{}", "&".repeat(1 << 20))).as_deref(), Some("/a?***"), "unmasked or not");
+        assert_eq!(mask_uri(&format!("/a/proxy/b?{}", "&".repeat(1 << 20))).as_deref(), Some("/a/proxy/***"));
     }
 
     #[test]

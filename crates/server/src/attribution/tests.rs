@@ -1,7 +1,7 @@
 //! Golden rows, one for each rule, and properties against an oracle: `RequestInfo`, walked as upstream walks.
 //! What kube-apiserver writes for such requests was seen on 1.37.1.
 
-use audit_stream_api::audit::ObjectReference;
+use audit_stream_api::audit::{ObjectReference, ResponseStatus};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -153,6 +153,89 @@ fn the_create_of_a_namespace_belongs_to_it() {
         ("/apis//v1/namespaces", "create", shop, NOWHERE, "not exactly the path"),
         ("/api/v1//namespaces", "create", namespaces("", "shop"), OTHER_RESOURCE, "not the path"),
     ]);
+}
+
+/// `shop` is created, but for one change.
+fn creation(change: impl FnOnce(&mut Event<'static>)) -> bool {
+    let mut event = event("/api/v1/namespaces", "create", namespaces("", "shop"));
+    event.stage = "ResponseComplete".into();
+    event.response_status = Some(ResponseStatus { code: Some(201), ..ResponseStatus::default() });
+    change(&mut event);
+    creates_namespace(&event)
+}
+
+#[test]
+fn only_an_answer_201_creates_a_namespace() {
+    assert!(creation(|_| {}));
+    for stage in ["RequestReceived", "ResponseStarted", "Panic", ""] {
+        assert!(!creation(|event| event.stage = stage.into()), "{stage}");
+    }
+    for code in [200, 202, 403, 409, 422, 500] {
+        assert!(!creation(|event| event.response_status.as_mut().unwrap().code = Some(code)), "{code}");
+    }
+    assert!(!creation(|event| event.response_status.as_mut().unwrap().code = None));
+    assert!(!creation(|event| event.response_status = None));
+}
+
+#[test]
+fn only_a_namespace_object_itself_is_created() {
+    let rows = [
+        ("/api/v1/namespaces", "create", true, "named by the body"),
+        ("//api/v1/n%61mespaces/?fieldManager=kubectl", "create", true, "the same to kube-apiserver"),
+        ("/api/v1/namespaces/shop", "patch", true, "server-side apply"),
+        ("/api/v1/namespaces/sh%6Fp/", "patch", true, "the same to kube-apiserver"),
+        ("/api/v1/namespaces", "patch", false, "no name"),
+        ("/api/v1/namespaces/shop", "create", false, "no such route"),
+        ("/api/v1/namespaces/shop", "update", false, "creates no Namespace"),
+        ("/api/v1/namespaces/shop/status", "patch", false, "a subresource"),
+        ("/api/v1/namespaces/shop/finalize", "update", false, "a subresource"),
+        ("/api/v1/namespaces/shop/configmaps", "create", false, "something in it"),
+        ("/api/v1/namespaces/shop/configmaps/c", "patch", false, "something in it"),
+        ("/api/v1/watch/namespaces/shop", "patch", false, "not exactly the path"),
+        ("/api/v2/namespaces", "create", false, "not exactly the path"),
+        ("/api/v2/namespaces/shop", "patch", false, "not exactly the path"),
+        ("/apis/x.io/v1/namespaces", "create", false, "another group's"),
+        ("/apis/x.io/v1/namespaces/shop", "patch", false, "another group's"),
+        ("/apis//v1/namespaces/shop", "patch", false, "an empty group is not core"),
+        ("/api/v1/pods/namespaces", "create", false, "not its position"),
+        ("/api/v1/namespaces/%zz", "patch", false, "undecodable"),
+        ("https://host/api/v1/namespaces", "create", false, "not a path"),
+    ];
+    for (uri, verb, expected, why) in rows {
+        let created = creation(|event| (event.request_uri, event.verb) = (uri.into(), verb.into()));
+        assert_eq!(created, expected, "{verb} {uri}: {why}");
+    }
+}
+
+#[test]
+fn a_dry_run_creates_nothing() {
+    let ignored = "x&".repeat(MAX_PARAMETERS);
+    let rows = [
+        ("dryRun=All", false, "said"),
+        ("fieldManager=x&dryRun=All&pretty", false, "said among others"),
+        ("dryRun=&dryRun=All", false, "said the second time"),
+        ("dry%52un=%41ll", false, "decoded once"),
+        ("dryRun=+", false, "a space is not empty"),
+        ("dryRun=", true, "empty"),
+        ("dryRun", true, "empty"),
+        ("dryrun=All", true, "another parameter"),
+        ("dry%2552un=All", true, "not decoded twice"),
+        ("x=dryRun=All", true, "a value"),
+        ("dryRun=All;x", true, "Go passes over a semicolon"),
+        ("dryRun=%zz", true, "Go passes over a broken escape"),
+        ("dryRun=All%4", true, "Go passes over a broken escape"),
+        (&format!("{ignored}dryRun=All"), true, "Go reads no query of so many parameters"),
+        (&format!("{}dryRun=All", &ignored[2..]), false, "one less"),
+    ];
+    for (query, expected, why) in rows {
+        for (path, verb) in [("/api/v1/namespaces", "create"), ("/api/v1/namespaces/shop", "patch")] {
+            let uri = format!("{path}?{query}");
+            let created = creation(|event| {
+                (event.request_uri, event.verb) = (Text(Cow::Owned(uri)), verb.into());
+            });
+            assert_eq!(created, expected, "{verb} {query:.40}: {why}");
+        }
+    }
 }
 
 #[test]

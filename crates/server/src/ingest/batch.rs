@@ -1,10 +1,12 @@
 //! One accepted batch: what the bus stores and every watch class reads.
 //!
-//! All text of a batch lies in one buffer, and everything else is places in it: the events' own bytes, what
+//! The text of a batch lies in a few long pieces, and everything else is places in them: the events' own bytes, what
 //! `namespacedevents` shows of them, and the values that selectors compare. A value that the event's own bytes spell out
 //! is not stored twice.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::io::Write;
 
 use audit_stream_api::audit::{Event, Members, Text};
 use audit_stream_api::object::{GapReason, write_json};
@@ -16,19 +18,33 @@ use crate::view;
 /// The events of one batch, immutable.
 #[derive(Debug)]
 pub struct Batch {
-    text: Box<[u8]>,
+    /// All text, an event's never in two of them.
+    segments: Box<[Box<[u8]>]>,
     events: Box<[Stored]>,
     /// Groups and source IPs of all events, which have any number of them.
     lists: Box<[Span]>,
+    /// Indices of the events that created their namespace.
+    creations: Box<[u32]>,
     lost: Option<GapReason>,
 }
 
 /// Makes a [`Batch`].
+///
+/// Text is written to segments of about a mebibyte, none of which grows or moves when the next one begins. So an ordinary
+/// batch takes, while it is made, three and a half times its body: the body, at most twice as much of text (its events whole
+/// and as shown) and a quarter for places. At worst it takes the body, three times that for one that is no text,
+/// [`MAX_BATCH_FACTOR`] times that for the batch, and for the event that is being read 24 bytes for each item of its lists,
+/// which are three bytes of the body at least, and as much again while such a list grows.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
+    segments: Vec<Box<[u8]>>,
+    /// The segment that is being written.
     text: Vec<u8>,
+    /// Of an ordinary one.
+    segment_bytes: usize,
     events: Vec<Stored>,
     lists: Vec<Span>,
+    creations: Vec<u32>,
     lost: Option<GapReason>,
 }
 
@@ -39,14 +55,42 @@ pub struct StoredEvent<'a> {
     stored: &'a Stored,
 }
 
-/// The largest body whose batch's text is sure to be addressed by 32 bits: twenty-four times as much.
+/// The largest body whose batch is sure to be addressed by 32 bits: a quarter of what they reach.
 ///
-/// Bytes that are no text become three. Of that, the events' own bytes are as much at most, decoded values and what is shown
-/// are no more, and masks make a URI (of nothing but `=&`) two and a half times as long, which is stored twice.
-pub const MAX_BODY_BYTES: u64 = u32::MAX as u64 / 24;
+/// A segment holds an ordinary one's bytes, or one event's text. That of an event which is stored whole is some megabytes;
+/// of a dropped one there are the values alone, which are no longer than the event, and bytes that are no text became
+/// three. The items of all lists are fewer still, because each is three bytes of text at least.
+pub const MAX_BODY_BYTES: u64 = u32::MAX as u64 / 4;
 
-#[derive(Debug)]
+/// A batch's bytes are at most so many times its body's, and a hundred besides: see [`max_bytes`].
+///
+/// Of a byte of an event come at most: itself; itself again as part of a decoded value; itself as shown; and if it is a part
+/// of a URI with something to mask, itself once more in the URI by itself. A byte that is no text counts three, which makes
+/// twelve. Everything else stays below that: masks make a query two and a half times as long, and that twice (`=&`: 7 in
+/// all); an item of a list costs a place (`"",`: 5); an event costs its places and the empty fields that the view writes,
+/// and is never shorter than its 70 bytes of required names (6).
+pub const MAX_BATCH_FACTOR: usize = 12;
+
+/// The most that [`Batch::bytes`] says of what comes from a body of `body_bytes`.
+pub const fn max_bytes(body_bytes: usize) -> usize {
+    size_of::<Batch>() + MAX_BATCH_FACTOR * body_bytes
+}
+
+/// Room for one segment's text: as much as most batches have.
+const SEGMENT_BYTES: usize = 1 << 20;
+
+/// What an event's text may have beyond twice its bytes without being extraordinary: masks, a date, empty fields.
+const EVENT_SLACK_BYTES: usize = 1024;
+
+/// Of a dropped event, a longer value is stored as if it were absent: nobody selects by a value that they have to page
+/// through, and one like that is what the event was dropped for. Items of lists are kept however many there are, or a
+/// reader who selects by group would not be told.
+const MAX_DROPPED_VALUE_BYTES: usize = 4096;
+
+#[derive(Debug, Default)]
 struct Stored {
+    /// Index of the segment that the places of text lie in.
+    segment: u32,
     /// Attributed.
     namespace: Option<Span>,
     creation_timestamp: Option<Span>,
@@ -64,9 +108,11 @@ struct Stored {
     groups: Span,
     /// In [`Batch::lists`].
     source_ips: Span,
+    /// Why there is no text of it.
+    dropped: Option<GapReason>,
 }
 
-/// A place in a batch's text or lists.
+/// A place in a segment or in the lists.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Span {
     start: u32,
@@ -76,47 +122,42 @@ struct Span {
 // === impl BatchBuilder ===
 
 impl BatchBuilder {
-    /// A builder with room for the events of a body of `body_bytes`.
+    /// A builder for the events of a body of `body_bytes`.
     pub fn with_capacity(body_bytes: usize) -> Self {
-        // Events at level Metadata are there twice, whole and as shown, and the latter is the shorter.
-        Self { text: Vec::with_capacity(body_bytes * 2), ..Self::default() }
+        Self { segment_bytes: SEGMENT_BYTES.min(body_bytes * 2), ..Self::default() }
     }
 
     /// Appends an event. `json` are its bytes, which `event` borrows from; `namespace` is the attributed one.
     pub fn push(&mut self, event: &Event<'_>, json: &str, namespace: Option<&str>) {
+        self.make_room(json.len());
         let mut texts = Texts::new(&mut self.text, event, json);
-        let full = texts.full;
-        let mut values = single_values(event).map(|value| texts.span(value));
-        if let Some(code) = event.response_status.as_ref().and_then(|status| status.code) {
-            values[Field::ResponseCode as usize] = texts.append(&code.to_string());
-        }
-        let namespace = namespace.map(|namespace| texts.append(namespace));
-        values[Field::MetadataNamespace as usize] = namespace.unwrap_or_default();
-        let groups = texts.list(&mut self.lists, event.user.groups.as_deref().unwrap_or_default());
-        let source_ips = texts.list(&mut self.lists, &event.source_ips);
-        let creation_timestamp = event.stage_timestamp.as_deref().and_then(whole_seconds);
-        let creation_timestamp = creation_timestamp.map(|time| texts.append(&time));
-        let mut masked_uri = values[Field::RequestUri as usize];
-        let (mut shown, mut withheld_names) = (Span::default(), Span::default());
+        // What has no namespace is never seen by a reader of one.
+        let masked_uri = namespace.and_then(|_| view::mask_uri(&event.request_uri));
+        let mut stored = texts.selectable(event, namespace, masked_uri.as_deref(), usize::MAX, &mut self.lists);
+        let seconds = event.stage_timestamp.as_deref().and_then(whole_seconds);
+        stored.creation_timestamp = seconds.map(|seconds| texts.append_written(format_args!("{seconds}Z")));
         if namespace.is_some() {
-            // What has no namespace is never seen by a reader of one.
-            let masked = view::mask_uri(&event.request_uri);
-            if let Some(masked) = &masked {
-                masked_uri = texts.append(masked);
-            }
-            (shown, withheld_names) = texts.view(event, masked.as_deref().unwrap_or(&event.request_uri));
+            let shown_uri = masked_uri.as_deref().unwrap_or(&event.request_uri);
+            (stored.shown, stored.withheld_names) = texts.view(event, shown_uri);
         }
-        self.events.push(Stored {
-            namespace,
-            creation_timestamp,
-            full,
-            shown,
-            withheld_names,
-            values,
-            masked_uri,
-            groups,
-            source_ips,
-        });
+        self.store(stored);
+    }
+
+    /// Appends an event of which readers get nothing but the news that it is missing: its place in the batch, and what says
+    /// whose it would have been.
+    pub fn push_dropped(&mut self, event: &Event<'_>, namespace: Option<&str>, reason: GapReason) {
+        self.make_room(0);
+        let mut texts = Texts { buffer: &mut self.text, full: Span::default(), copied_from: None };
+        let masked_uri = namespace.and_then(|_| view::mask_uri(&event.request_uri));
+        let masked_uri = masked_uri.as_deref();
+        let stored = texts.selectable(event, namespace, masked_uri, MAX_DROPPED_VALUE_BYTES, &mut self.lists);
+        self.store(Stored { dropped: Some(reason), ..stored });
+    }
+
+    /// Notes that the event appended last says that its namespace was created.
+    pub fn note_creation(&mut self) {
+        let last = self.events.len().checked_sub(1);
+        self.creations.extend(last.and_then(|last| u32::try_from(last).ok()));
     }
 
     /// Notes that there was more than could be used.
@@ -130,9 +171,32 @@ impl BatchBuilder {
     }
 
     /// The batch.
-    pub fn build(self) -> Batch {
-        let Self { text, events, lists, lost } = self;
-        Batch { text: text.into(), events: events.into(), lists: lists.into(), lost }
+    pub fn build(mut self) -> Batch {
+        self.close_segment();
+        let Self { segments, events, lists, creations, lost, .. } = self;
+        let (segments, events) = (segments.into(), events.into());
+        Batch { segments, events, lists: lists.into(), creations: creations.into(), lost }
+    }
+
+    /// Begins a segment where this one may be too short for an event of `event_bytes`. The text of an extraordinary event
+    /// makes its segment grow.
+    fn make_room(&mut self, event_bytes: usize) {
+        let wanted = event_bytes * 2 + EVENT_SLACK_BYTES;
+        if self.text.capacity() - self.text.len() < wanted {
+            self.close_segment();
+            self.text = Vec::with_capacity(wanted.max(self.segment_bytes));
+        }
+    }
+
+    fn close_segment(&mut self) {
+        if self.text.capacity() > 0 {
+            self.segments.push(std::mem::take(&mut self.text).into());
+        }
+    }
+
+    fn store(&mut self, stored: Stored) {
+        let segment = u32::try_from(self.segments.len()).expect("each segment is a kilobyte of the body at least");
+        self.events.push(Stored { segment, ..stored });
     }
 }
 
@@ -163,7 +227,7 @@ fn single_values<'e>(event: &'e Event<'_>) -> [&'e str; Field::ALL.len()] {
     })
 }
 
-/// Appends one event's texts to the batch's buffer.
+/// Appends one event's texts to a segment.
 struct Texts<'a> {
     buffer: &'a mut Vec<u8>,
     full: Span,
@@ -186,6 +250,12 @@ impl<'a> Texts<'a> {
         Span::new(start, text.len())
     }
 
+    fn append_written(&mut self, text: fmt::Arguments<'_>) -> Span {
+        let start = self.buffer.len();
+        self.buffer.write_fmt(text).expect("a Vec takes every byte");
+        Span::new(start, self.buffer.len() - start)
+    }
+
     /// The place of a value: inside `full` where the value borrows from the bytes that were copied there.
     fn span(&mut self, value: &str) -> Span {
         if value.is_empty() {
@@ -198,10 +268,34 @@ impl<'a> Texts<'a> {
         }
     }
 
-    fn list(&mut self, lists: &mut Vec<Span>, values: &[Text<'_>]) -> Span {
-        let start = lists.len();
-        lists.extend(values.iter().map(|value| self.span(value)));
-        Span::new(start, values.len())
+    /// What selectors compare, and the event's own bytes. A value of more than `longest` bytes counts as absent.
+    fn selectable(
+        &mut self,
+        event: &Event<'_>,
+        namespace: Option<&str>,
+        masked_uri: Option<&str>,
+        longest: usize,
+        lists: &mut Vec<Span>,
+    ) -> Stored {
+        let kept = |value: &str| value.len() <= longest;
+        let mut values = single_values(event).map(|value| self.span(if kept(value) { value } else { "" }));
+        if let Some(code) = event.response_status.as_ref().and_then(|status| status.code) {
+            values[Field::ResponseCode as usize] = self.append_written(format_args!("{code}"));
+        }
+        let namespace = namespace.map(|namespace| self.span(namespace));
+        values[Field::MetadataNamespace as usize] = namespace.unwrap_or_default();
+        let mut list = |values: &[Text<'_>]| {
+            let start = lists.len();
+            lists.extend(values.iter().map(|value| self.span(if kept(value) { value } else { "" })));
+            Span::new(start, values.len())
+        };
+        let groups = list(event.user.groups.as_deref().unwrap_or_default());
+        let source_ips = list(&event.source_ips);
+        let masked_uri = match masked_uri {
+            Some(masked) => self.append(if kept(masked) { masked } else { "" }),
+            None => values[Field::RequestUri as usize],
+        };
+        Stored { namespace, full: self.full, values, masked_uri, groups, source_ips, ..Stored::default() }
     }
 
     /// What a reader of the namespace sees, and the names of what they do not.
@@ -216,7 +310,7 @@ impl<'a> Texts<'a> {
 
 impl Span {
     fn new(start: usize, len: usize) -> Self {
-        let bounded = "a body is at most MAX_BODY_BYTES, so its batch's text stays below 4 GiB";
+        let bounded = "a body is at most MAX_BODY_BYTES, so no segment reaches 4 GiB";
         Self { start: u32::try_from(start).expect(bounded), len: u32::try_from(len).expect(bounded) }
     }
 
@@ -238,20 +332,21 @@ fn own_members<'a>(event: &Event<'_>, json: &'a str) -> Cow<'a, str> {
     // JSON strings hold no raw line break, so one here is a pretty-printing sender's, and would break the frame in two.
     if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_some() {
         let compact = compact(json);
-        return Cow::Owned(members_without(&compact, &dropped));
+        return Cow::Owned(members_that(&compact, |name| !dropped.contains(&name)));
     }
     if dropped.is_empty() {
         Cow::Borrowed(&json[1..json.len() - 1])
     } else {
-        Cow::Owned(members_without(json, &dropped))
+        Cow::Owned(members_that(json, |name| !dropped.contains(&name)))
     }
 }
 
-/// The members of an event's object but for some, without braces.
-pub(super) fn members_without(json: &str, dropped: &[&str]) -> String {
-    let members: Members<'_, &RawValue> = serde_json::from_str(json).expect("it was read as an event before");
+/// The members of an object whose names are kept, without braces. `null` is an object without members.
+pub(super) fn members_that(json: &str, kept: impl Fn(&str) -> bool) -> String {
+    let members: Option<Members<'_, &RawValue>> = serde_json::from_str(json).expect("it was read as an object before");
+    let members = members.map(|members| members.0).unwrap_or_default();
     let mut out = Vec::with_capacity(json.len());
-    for (key, value) in members.0.iter().filter(|(key, _)| !dropped.contains(&&**key)) {
+    for (key, value) in members.iter().filter(|(key, _)| kept(key)) {
         if !out.is_empty() {
             out.push(b',');
         }
@@ -278,9 +373,9 @@ fn compact(json: &str) -> String {
         .collect()
 }
 
-/// `2026-11-20T15:00:00.123456Z` cut to whole seconds, which is all that `meta/v1` `Time` can carry. `None` for any other
-/// shape: kube-apiserver writes no other.
-fn whole_seconds(micro_time: &str) -> Option<String> {
+/// `2026-11-20T15:00:00.123456Z` cut to whole seconds, which is all that `meta/v1` `Time` can carry, without the `Z`. `None`
+/// for any other shape: kube-apiserver writes no other.
+fn whole_seconds(micro_time: &str) -> Option<&str> {
     let (seconds, fraction) = (micro_time.get(..19)?, micro_time.get(19..)?);
     let shape = b"dddd-dd-ddTdd:dd:dd";
     let shaped = seconds.bytes().zip(shape).all(|(byte, shape)| match shape {
@@ -289,7 +384,7 @@ fn whole_seconds(micro_time: &str) -> Option<String> {
     });
     let fraction = fraction.strip_suffix('Z')?;
     let whole = fraction.is_empty() || fraction.strip_prefix('.')?.bytes().all(|byte| byte.is_ascii_digit());
-    (shaped && whole).then(|| format!("{seconds}Z"))
+    (shaped && whole).then_some(seconds)
 }
 
 // === impl Batch ===
@@ -334,14 +429,22 @@ impl Batch {
         self.lost
     }
 
-    /// The namespaces that were created, and the index of the event that says so.
+    /// The attributed events that say that their namespace was created: index in the batch, and the namespace.
     pub fn created_namespaces(&self) -> impl Iterator<Item = (u32, &str)> {
-        std::iter::empty()
+        self.creations.iter().filter_map(|&index| Some((index, self.event(index).namespace()?)))
+    }
+
+    /// Of each segment.
+    #[cfg(test)]
+    pub(super) fn segment_bytes(&self) -> impl Iterator<Item = usize> {
+        self.segments.iter().map(|segment| segment.len())
     }
 
     /// What it costs to retain.
     pub fn bytes(&self) -> usize {
-        size_of::<Self>() + self.text.len() + size_of_val(&*self.events) + size_of_val(&*self.lists)
+        let text: usize = self.segments.iter().map(|segment| segment.len()).sum();
+        let places = size_of_val(&*self.segments) + size_of_val(&*self.events) + size_of_val(&*self.lists);
+        size_of::<Self>() + text + places + size_of_val(&*self.creations)
     }
 }
 
@@ -356,19 +459,20 @@ impl<'a> StoredEvent<'a> {
         self.stored.creation_timestamp.map(|span| self.str(span))
     }
 
-    /// Why the event is not there itself, but only its place and what selects it.
+    /// Why readers do not get it, if they do not. Then there are its place, its namespace and the values that selectors
+    /// compare, and no text: who would have seen it is to be told of a gap.
     pub fn dropped(self) -> Option<GapReason> {
-        None
+        self.stored.dropped
     }
 
     /// Every field that was recorded, as JSON members.
     pub fn full(self) -> &'a [u8] {
-        self.stored.full.of(&self.batch.text)
+        self.stored.full.of(self.segment())
     }
 
     /// The fields that `namespacedevents` shows, as JSON members; empty where there is no namespace.
     pub fn shown(self) -> &'a [u8] {
-        self.stored.shown.of(&self.batch.text)
+        self.stored.shown.of(self.segment())
     }
 
     /// The names of those it does not show, separated by commas.
@@ -396,11 +500,15 @@ impl<'a> StoredEvent<'a> {
     }
 
     fn is(self, span: Span, value: &str) -> bool {
-        span.of(&self.batch.text) == value.as_bytes()
+        span.of(self.segment()) == value.as_bytes()
     }
 
     fn str(self, span: Span) -> &'a str {
-        std::str::from_utf8(span.of(&self.batch.text)).expect("a span covers whole strings")
+        std::str::from_utf8(span.of(self.segment())).expect("a span covers whole strings")
+    }
+
+    fn segment(self) -> &'a [u8] {
+        &self.batch.segments[self.stored.segment as usize]
     }
 }
 

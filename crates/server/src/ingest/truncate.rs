@@ -1,57 +1,209 @@
-//! An event without its bodies: what is left when a body is more than readers can take.
+//! Events that are more than readers can take: how much that is, and what is left out of them, in which order.
 //!
-//! Who did what, to what and with which outcome is never what is given up. Upstream truncates in the same way and with the
-//! same annotation: `k8s.io/apiserver/plugin/pkg/audit/truncate/truncate.go`.
+//! Who did what, to what and with which outcome is never left out: what a client could pad an event with, to be unseen, goes
+//! first. Upstream takes the bodies out in the same way and marks the event with the same annotation:
+//! `k8s.io/apiserver/plugin/pkg/audit/truncate/truncate.go`.
 
-use audit_stream_api::audit::{Event, Text};
+use std::borrow::Cow;
+
+use audit_stream_api::audit::{Members, Text, is_known_field};
 use audit_stream_api::object::write_json;
+use serde_json::value::RawValue;
 
-use super::batch::members_without;
+use super::batch::members_that;
+use crate::view::MAX_QUERY_BYTES;
 
-/// Upstream's mark on an event whose bodies were removed.
-const TRUNCATED: (&str, &str) = ("audit.k8s.io/truncated", "true");
+/// Bytes of one event, as JSON: what a reader of one event has to hold at a time.
+pub const MAX_EVENT_BYTES: usize = 1 << 20;
 
-/// Removes the bodies from an event and from its bytes, and marks both. The event still borrows from the bytes it came in.
-pub(super) fn truncate(event: &mut Event<'_>, json: &str) -> String {
-    event.request_object = None;
-    event.response_object = None;
-    event.annotations.push((Text::from(TRUNCATED.0), Text::from(TRUNCATED.1)));
-    // Never empty: an event has members that are required.
-    let members = members_without(json, &["requestObject", "responseObject", "annotations"]);
-    let mut out = format!("{{{members},\"annotations\":{{").into_bytes();
-    for (index, (key, value)) in event.annotations.iter().enumerate() {
-        out.extend_from_slice(if index > 0 { b"," } else { b"" });
-        write_json(&mut out, key);
-        out.push(b':');
-        write_json(&mut out, value);
+/// Go's `encoding/json` refuses what nests deeper than 10,000, so no Go watcher could read it. The frame is one level.
+const MAX_DEPTH: usize = 9_999;
+
+/// Client libraries say who they are in some 200 bytes, browsers in 500.
+const MAX_USER_AGENT_BYTES: usize = 1024;
+
+/// The last ones: the last of all is the peer that kube-apiserver saw, the ones before it are claims of whoever came before.
+const MAX_SOURCE_IPS: usize = 16;
+
+/// An IPv6 address is 45 bytes at most.
+const MAX_SOURCE_IP_BYTES: usize = 64;
+
+/// The one that kube-apiserver makes is a UUID of 36 bytes.
+const MAX_AUDIT_ID_BYTES: usize = 256;
+
+/// Upstream's mark on an event that something was taken out of.
+const TRUNCATED: &str = "audit.k8s.io/truncated";
+
+/// The one annotation that can be selected on.
+const DECISION: &str = "authorization.k8s.io/decision";
+
+/// In which way an event is more than readers can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Excess {
+    /// It nests deeper than [`MAX_DEPTH`].
+    Depth,
+    /// It is longer than [`MAX_EVENT_BYTES`].
+    Size,
+}
+
+impl Excess {
+    /// Both ways.
+    pub(crate) const ALL: [Self; 2] = [Self::Depth, Self::Size];
+
+    /// What is too much about an event, if anything is.
+    pub(super) fn of(json: &str) -> Option<Self> {
+        if too_deep(json) { Some(Self::Depth) } else { (json.len() > MAX_EVENT_BYTES).then_some(Self::Size) }
     }
-    out.extend_from_slice(b"}}");
-    String::from_utf8(out).expect("made of strings")
+
+    /// The word of the metric.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Depth => "depth",
+            Self::Size => "size",
+        }
+    }
+}
+
+/// What is left out, in this order and only until the rest is short enough. The bodies go in any case: nothing else that a
+/// client writes can nest too deep.
+const STEPS: [fn(&mut Draft<'_>); 9] = [
+    |draft| draft.keep(|name| !matches!(name, "requestObject" | "responseObject")),
+    |draft| draft.cut_text("requestURI", with_longest_query),
+    |draft| draft.cut_text("userAgent", |_| MAX_USER_AGENT_BYTES),
+    |draft| draft.cut_source_ips(),
+    |draft| draft.cut_text("auditID", |_| MAX_AUDIT_ID_BYTES),
+    |draft| draft.keep_in("responseStatus", &["metadata", "status", "reason", "code"]),
+    |draft| draft.keep_in("annotations", &[DECISION, TRUNCATED]),
+    |draft| draft.keep(is_known_field),
+    |draft| ["user", "impersonatedUser"].iter().for_each(|user| draft.keep_in(user, &["username", "uid", "groups"])),
+];
+
+/// An event without what makes it too much, and with upstream's mark. It may be too much still: no path, name or group is
+/// cut, because they say who did what.
+pub(super) fn truncate(json: &str) -> String {
+    let mut draft = Draft::of(json);
+    let mut shorter = String::new();
+    for step in STEPS {
+        step(&mut draft);
+        shorter = draft.to_json();
+        if shorter.len() <= MAX_EVENT_BYTES {
+            break;
+        }
+    }
+    shorter
+}
+
+/// An event that is being made shorter. What no step has touched is as it came.
+struct Draft<'a> {
+    /// Names, and values as JSON.
+    members: Vec<(Text<'a>, Cow<'a, str>)>,
+}
+
+impl<'a> Draft<'a> {
+    fn of(json: &'a str) -> Self {
+        let members: Members<'a, &RawValue> = serde_json::from_str(json).expect("it was read as an event before");
+        let members = members.0.into_iter().map(|(name, value)| (name, Cow::Borrowed(value.get())));
+        let mut draft = Self { members: members.collect() };
+        draft.mark();
+        draft
+    }
+
+    fn mark(&mut self) {
+        if self.value("annotations").is_none() {
+            self.members.push((Text::from("annotations"), Cow::Borrowed("{}")));
+        }
+        if let Some(annotations) = self.value("annotations") {
+            // kube-apiserver may have marked it too, and no key may be there twice.
+            let others = members_that(annotations, |key| key != TRUNCATED);
+            let comma = if others.is_empty() { "" } else { "," };
+            *annotations = Cow::Owned(format!("{{{others}{comma}\"{TRUNCATED}\":\"true\"}}"));
+        }
+    }
+
+    fn value(&mut self, name: &str) -> Option<&mut Cow<'a, str>> {
+        self.members.iter_mut().find(|(key, _)| &**key == name).map(|(_, value)| value)
+    }
+
+    fn keep(&mut self, kept: impl Fn(&str) -> bool) {
+        self.members.retain(|(name, _)| kept(name));
+    }
+
+    fn keep_in(&mut self, name: &str, kept: &[&str]) {
+        if let Some(object) = self.value(name).filter(|value| *value != "null") {
+            *object = Cow::Owned(format!("{{{}}}", members_that(object, |key| kept.contains(&key))));
+        }
+    }
+
+    /// Cuts a string to the bytes that `longest` allows it.
+    fn cut_text(&mut self, name: &str, longest: impl Fn(&str) -> usize) {
+        let Some(value) = self.value(name) else { return };
+        let Ok(Some(text)) = serde_json::from_str::<Option<Text<'_>>>(value) else { return };
+        let longest = longest(&text);
+        if text.len() > longest {
+            let mut shorter = Vec::new();
+            write_json(&mut shorter, cut(&text, longest));
+            *value = Cow::Owned(string(shorter));
+        }
+    }
+
+    fn cut_source_ips(&mut self) {
+        let Some(value) = self.value("sourceIPs") else { return };
+        let Ok(Some(addresses)) = serde_json::from_str::<Option<Vec<Text<'_>>>>(value) else { return };
+        let mut shorter = b"[".to_vec();
+        let first = addresses.len().saturating_sub(MAX_SOURCE_IPS);
+        for (index, address) in addresses[first..].iter().enumerate() {
+            shorter.extend_from_slice(if index > 0 { b"," } else { b"" });
+            write_json(&mut shorter, cut(address, MAX_SOURCE_IP_BYTES));
+        }
+        shorter.push(b']');
+        *value = Cow::Owned(string(shorter));
+    }
+
+    fn to_json(&self) -> String {
+        let mut json = b"{".to_vec();
+        for (index, (name, value)) in self.members.iter().enumerate() {
+            json.extend_from_slice(if index > 0 { b"," } else { b"" });
+            write_json(&mut json, name);
+            json.push(b':');
+            json.extend_from_slice(value.as_bytes());
+        }
+        json.push(b'}');
+        string(json)
+    }
+}
+
+/// How long a URI is with as much of its query as may stay.
+fn with_longest_query(uri: &str) -> usize {
+    uri.split_once('?').map_or(uri.len(), |(path, _)| path.len() + "?".len() + MAX_QUERY_BYTES)
+}
+
+fn cut(text: &str, longest: usize) -> &str {
+    &text[..text.floor_char_boundary(longest)]
+}
+
+fn string(json: Vec<u8>) -> String {
+    String::from_utf8(json).expect("made of strings")
+}
+
+/// Whether a well-formed value nests deeper than [`MAX_DEPTH`].
+fn too_deep(json: &str) -> bool {
+    // A level has an opening bracket. Counting bytes is cheap, and next to nothing has so many of them.
+    if json.bytes().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_DEPTH {
+        return false;
+    }
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    json.bytes().any(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > MAX_DEPTH
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn truncated(annotations: &str) -> (serde_json::Value, usize) {
-        let json = format!(
-            r#"{{"level":"Request","requestObject":{{"a":1}},"auditID":"a","stage":"s","requestURI":"/","verb":"get","user":{{}},"responseObject":[]{annotations},"later":[1, 2]}}"#
-        );
-        let mut event: Event<'_> = serde_json::from_str(&json).unwrap();
-        let shorter = truncate(&mut event, &json);
-        assert!(event.request_object.is_none() && event.response_object.is_none());
-        (serde_json::from_str(&shorter).unwrap(), event.annotations.len())
-    }
-
-    #[test]
-    fn bodies_go_and_everything_else_stays() {
-        let (event, annotations) = truncated(r#","annotations":{"x":"y\n"}"#);
-        let expected = serde_json::json!({
-            "level": "Request", "auditID": "a", "stage": "s", "requestURI": "/", "verb": "get", "user": {}, "later": [1, 2],
-            "annotations": {"x": "y\n", "audit.k8s.io/truncated": "true"},
-        });
-        assert_eq!((event, annotations), (expected, 2));
-        let (event, _) = truncated("");
-        assert_eq!(event["annotations"], serde_json::json!({"audit.k8s.io/truncated": "true"}));
-    }
-}
+mod tests;

@@ -1,0 +1,387 @@
+//! What ingest publishes, from a whole body on. What comes before is tested over sockets.
+
+use audit_stream_api::selector::Field;
+use audit_stream_bus::Cursor;
+use audit_stream_testplane::events::{EventBuilder, event, event_list};
+use audit_stream_testplane::pki::Authority;
+use futures::FutureExt;
+use proptest::prelude::*;
+use proptest::sample::select;
+use tokio::time::advance;
+
+use super::*;
+use crate::metrics::Reason;
+use crate::testing::{peer, stranger};
+use crate::view;
+
+struct Room {
+    ingest: Ingest,
+    source: Source,
+    reader: Cursor<Batch>,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self::allowing(&["a"])
+    }
+
+    fn allowing(names: &[&str]) -> Self {
+        let allowed_names = names.iter().map(ToString::to_string).collect();
+        let config = Config { allowed_names, max_body_bytes: 1 << 20, max_inflight_bytes: 1 << 20 };
+        let retain = audit_stream_bus::Config { retain_bytes: 1 << 20, retain_age: Duration::MAX };
+        let bus = Arc::new(Bus::new(retain, 0));
+        let reader = bus.subscribe();
+        let ingest = Ingest::new(config, bus, Arc::default(), IngestMetrics::default());
+        let source = ingest.sources.claim(None, "a").unwrap();
+        Self { ingest, source, reader }
+    }
+
+    /// A body that is whole now.
+    fn publish(&self, body: &str) -> Result<(), IngestRejection> {
+        self.ingest.publish(self.source, body.into(), Instant::now())
+    }
+
+    fn refuse(&self, rejection: IngestRejection) {
+        self.ingest.refuse(stranger().address, rejection);
+    }
+
+    /// What has been published since the last call: audit IDs of events, and what was lost.
+    fn published(&mut self) -> Vec<String> {
+        let mut published = Vec::new();
+        while let Some(delivery) = self.reader.next().now_or_never() {
+            let entry = delivery.unwrap();
+            let ids = entry.payload().events().map(|event| {
+                let event: serde_json::Value = serde_json::from_str(&format!("{{{}}}", full(event))).unwrap();
+                event["auditID"].as_str().unwrap().to_owned()
+            });
+            published.extend(ids);
+            published.extend(entry.payload().lost().map(|lost| lost.as_str().to_owned()));
+        }
+        published
+    }
+
+    fn batch(&self, events: &[EventBuilder]) -> Batch {
+        self.ingest.batch(list(events).as_bytes()).unwrap()
+    }
+
+    fn dropped(&self, reason: &'static str) -> u64 {
+        self.ingest.metrics.dropped_events.get_or_create(&Reason { reason }).get()
+    }
+
+    fn truncated(&self, reason: &'static str) -> u64 {
+        self.ingest.metrics.truncated_events.get_or_create(&Reason { reason }).get()
+    }
+}
+
+fn full(event: batch::StoredEvent<'_>) -> &str {
+    std::str::from_utf8(event.full()).unwrap()
+}
+
+fn list(events: &[EventBuilder]) -> String {
+    event_list(&events.iter().map(EventBuilder::build).collect::<Vec<_>>())
+}
+
+fn in_shop(audit_id: &str) -> EventBuilder {
+    event().resource("configmaps").namespace("shop").name("prices").audit_id(audit_id)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_published_once_for_each_source() {
+    let mut room = Room::new();
+    let (one, two) = (list(&[in_shop("x"), in_shop("y")]), list(&[in_shop("x")]));
+    room.publish(&one).unwrap();
+    room.publish(&one).unwrap();
+    assert_eq!(room.published(), ["x", "y"]);
+    room.publish(&two).unwrap();
+    assert_eq!(room.published(), ["x"], "an audit ID that was seen before hides nothing");
+    room.source = room.ingest.sources.claim(Some("another"), "a").unwrap();
+    room.publish(&two).unwrap();
+    assert_eq!(room.published(), ["x"]);
+    assert_eq!(room.ingest.metrics.duplicate_batches.get(), 1);
+    assert_eq!((room.ingest.metrics.batches.get(), room.ingest.metrics.events.get()), (3, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_no_list_is_told_of_once() {
+    let mut room = Room::new();
+    for _ in 0..2 {
+        room.publish("no list").unwrap();
+    }
+    assert_eq!(room.published(), ["malformed"]);
+    room.publish("another").unwrap();
+    assert_eq!(room.published(), ["malformed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_would_come_too_late_is_not_published_and_its_retry_is() {
+    let mut room = Room::new();
+    let body = list(&[in_shop("x")]);
+    let ended = Instant::now();
+    advance(PUBLISH_DEADLINE + Duration::from_millis(1)).await;
+    assert_eq!(room.ingest.publish(room.source, body.clone().into(), ended), Err(IngestRejection::Late));
+    assert_eq!(room.published(), [""; 0]);
+    let ended = Instant::now();
+    advance(PUBLISH_DEADLINE).await;
+    assert_eq!(room.ingest.publish(room.source, body.clone().into(), ended), Ok(()));
+    assert_eq!(room.published(), ["x"]);
+    advance(PUBLISH_DEADLINE).await;
+    assert_eq!(room.ingest.publish(room.source, body.into(), ended), Ok(()), "it is there, however late it comes");
+    assert_eq!(room.published(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_refusal_loses_for_sure_is_told_once_a_minute() {
+    use IngestRejection::{
+        BodyTooLarge, Busy, ContentEncoding, Incomplete, Late, Method, Path, Sender, SourceBound, TooManySources,
+        TooSlow,
+    };
+    let mut room = Room::new();
+    let losing = [ContentEncoding, SourceBound, TooManySources, BodyTooLarge(1)];
+    let told = ["source", "source", "source", "oversize"];
+    for _ in 0..5 {
+        losing.into_iter().for_each(|rejection| room.refuse(rejection));
+    }
+    assert_eq!(room.published(), told);
+    advance(Duration::from_secs(60)).await;
+    losing.into_iter().for_each(|rejection| room.refuse(rejection));
+    assert_eq!(room.published(), told);
+    for rejection in [Path, Method, Sender, Busy, Incomplete, TooSlow, Late] {
+        room.refuse(rejection);
+    }
+    assert_eq!(room.published(), [""; 0]);
+}
+
+#[test]
+fn a_sender_is_the_first_allowed_name_that_its_certificate_has() {
+    let room = Room::allowing(&["b", "a"]);
+    let authority = Authority::new("webhook");
+    let sender = |common_name, dns_names: &[&str]| {
+        let peer = peer(&authority.server(common_name, dns_names));
+        room.ingest.sender(&peer).map(str::to_owned)
+    };
+    assert_eq!(sender("a", &[]), Ok("a".to_owned()));
+    assert_eq!(sender("c", &["d", "a"]), Ok("a".to_owned()));
+    assert_eq!(sender("a", &["b"]), Ok("b".to_owned()));
+    assert_eq!(sender("b", &["a"]), Ok("b".to_owned()), "a renewed certificate may have its names in another order");
+    assert_eq!(sender("c", &["d"]), Err(IngestRejection::Sender));
+    assert_eq!(room.ingest.sender(&stranger()), Err(IngestRejection::Sender));
+}
+
+#[test]
+fn a_path_names_a_source_or_none() {
+    let longest = "s".repeat(63);
+    for (path, name) in [
+        ("/webhook".to_owned(), None),
+        ("/webhook/a".to_owned(), Some("a")),
+        ("/webhook/Control-plane_1.example".to_owned(), Some("Control-plane_1.example")),
+        (format!("/webhook/{longest}"), Some(&*longest)),
+    ] {
+        assert_eq!(source_name(&path), Ok(name), "{path}");
+    }
+    let longer = format!("/webhook/s{longest}");
+    for path in ["", "/", "/webhooks", "/webhook/", "/webhook//", "/webhook/a/b", "/webhook/%61", "/webhook/ä", &longer]
+    {
+        assert_eq!(source_name(path), Err(IngestRejection::Path), "{path}");
+    }
+}
+
+#[test]
+fn what_is_too_long_loses_its_padding_and_is_counted() {
+    let room = Room::new();
+    let batch = room.batch(&[in_shop("a"), in_shop("b").user_agent(&"x".repeat(1 << 20)), in_shop("c")]);
+    let events: Vec<_> = batch.events().collect();
+    assert!(events.iter().all(|event| event.dropped().is_none()));
+    let shown = std::str::from_utf8(events[1].shown()).unwrap();
+    for text in [full(events[1]), shown] {
+        assert!(text.len() < 5000 && text.contains(&"x".repeat(1024)), "{} bytes", text.len());
+        assert!(text.contains(r#""audit.k8s.io/truncated":"true""#), "{text}");
+    }
+    assert!(events[1].holds(Field::UserAgent, &"x".repeat(1024)), "selectors see what is shown");
+    assert!(!full(events[0]).contains("truncated") && !full(events[2]).contains("truncated"));
+    assert_eq!((room.truncated("size"), room.truncated("depth"), room.dropped("oversize")), (1, 0, 0));
+}
+
+#[test]
+fn what_is_too_long_without_padding_keeps_its_place_and_says_so() {
+    let room = Room::new();
+    let path = format!("/api/v1/namespaces/shop/configmaps/{}", "x".repeat(1 << 20));
+    let groups = vec!["dev"; 300_000];
+    let long_path = in_shop("b").request_uri(&path).user("bob").user_agent(&"x".repeat(5000));
+    let many_groups = in_shop("c").query("a=b").groups(&groups);
+    let batch = room.batch(&[in_shop("a"), long_path, many_groups, in_shop("d")]);
+    let events: Vec<_> = batch.events().collect();
+    let dropped: Vec<_> = events.iter().map(|event| event.dropped()).collect();
+    assert_eq!(dropped, [None, Some(GapReason::Oversize), Some(GapReason::Oversize), None]);
+    for event in &events[1..3] {
+        assert_eq!((event.namespace(), event.full(), event.shown()), (Some("shop"), &b""[..], &b""[..]));
+        assert_eq!((event.withheld_names(), event.creation_timestamp()), (None, None));
+        assert!(event.holds(Field::MetadataNamespace, "shop") && event.holds(Field::Verb, "get"));
+        assert!(event.holds(Field::ResponseCode, "200") && event.holds(Field::Decision, "allow"));
+    }
+    assert!(events[1].holds(Field::Username, "bob") && events[1].holds(Field::UserAgent, &"x".repeat(1024)));
+    assert!(events[1].holds(Field::RequestUri, "") && events[1].holds_masked_uri(""), "it is too long to keep");
+    assert!(
+        events[2].holds(Field::Groups, "dev")
+            && events[2].holds_masked_uri("/api/v1/namespaces/shop/configmaps/prices?a=***")
+    );
+    assert!(full(events[0]).contains(r#""a""#) && full(events[3]).contains(r#""d""#));
+    assert_eq!(batch.lost(), None, "whose it was is known");
+    assert_eq!((room.dropped("oversize"), room.truncated("size")), (2, 0));
+    let (place, group) = (8, "dev".len());
+    assert!(batch.bytes() < (place + group) * groups.len() + 20_000, "{}", batch.bytes());
+}
+
+#[test]
+fn the_creations_of_namespaces_are_told_apart() {
+    let room = Room::new();
+    let create = || event().resource("namespaces").verb("create");
+    let long = "x".repeat(1 << 20);
+    let dry_run = format!("{}&dryRun=All", "x".repeat(5000));
+    let batch = room.batch(&[
+        in_shop("a"),
+        create().name("one"),
+        create().name("two").code(403),
+        create().name("three").user_agent(&long),
+        create().name("four").groups(&[&long]),
+        create().name("five").query(&dry_run).user_agent(&long).request_object(r#"{"a":"b"}"#),
+        create().name("SIX"),
+        event().resource("namespaces").verb("patch").name("seven").code(201),
+        in_shop("b"),
+    ]);
+    let created: Vec<_> = batch.created_namespaces().collect();
+    assert_eq!(created, [(1, "one"), (3, "three"), (4, "four"), (7, "seven")]);
+    assert_eq!((room.truncated("size"), room.dropped("oversize")), (2, 1));
+}
+
+#[test]
+fn an_ordinary_batch_is_made_in_segments_that_do_not_grow() {
+    let room = Room::new();
+    let events: Vec<_> = (0..4000).map(|number| in_shop(&number.to_string())).collect();
+    let body = list(&events);
+    let mut builder = BatchBuilder::with_capacity(body.len());
+    split(&body, |item| room.ingest.take(item, &mut builder)).unwrap();
+    let batch = builder.build();
+    assert!(body.len() > 2 << 20, "one segment is no test");
+    assert!(batch.bytes() < body.len() * 5 / 2, "{} of {}", batch.bytes(), body.len());
+    assert!(batch.segment_bytes().all(|bytes| bytes <= 1 << 20), "{:?}", batch.segment_bytes().collect::<Vec<_>>());
+}
+
+// === What a sender can make of a batch ===
+
+/// A text of what is dear: `count` of an atom.
+fn texts(atoms: &'static [&'static str], most: usize) -> impl Strategy<Value = String> {
+    (select(atoms), select(vec![0, 1, 2, 50, most]), select(atoms)).prop_map(|(atom, count, last)| {
+        let mut text = atom.repeat(count);
+        text.push_str(last);
+        text
+    })
+}
+
+/// `\u{1}` stands for a byte that is no text.
+const STRINGS: [&str; 10] = ["", "a", r"\n", r"\u0026", "\u{1}", r#"\""#, "\u{fffd}", r"\u0800", "&", "/proxy/"];
+const QUERIES: [&str; 12] =
+    ["&=", "=&", "\u{1}=&", "\u{1}", "a=b&", "watch=1&", ";=", r"\u0026=", "%zz=", "/", "?", r"\n=\n&"];
+const ITEMS: [&str; 5] = [r#""""#, r#""a""#, r#""\n""#, "\"\u{1}\"", r#""\n\u0001""#];
+
+/// A part of an event: JSON members with a comma in front.
+fn members() -> impl Strategy<Value = String> {
+    let string = || texts(&STRINGS, 3000);
+    let items = || (select(&ITEMS[..]), 0..3000_usize).prop_map(|(item, count)| vec![item; count].join(","));
+    let user = (string(), items()).prop_map(|(name, groups)| {
+        format!(r#","impersonatedUser":{{"username":"{name}","groups":[{groups}],"uid":"","extra":0}}"#)
+    });
+    prop_oneof![
+        Just(String::new()),
+        string().prop_map(|agent| format!(r#","userAgent":"{agent}""#)),
+        items().prop_map(|addresses| format!(r#","sourceIPs":[{addresses}]"#)),
+        user,
+        select(vec![0, 1, 1000]).prop_map(|count| r#","":0"#.repeat(count)),
+        string().prop_map(|value| format!(r#","annotations":{{"authorization.k8s.io/decision":"{value}","":""}}"#)),
+        string().prop_map(|body| format!(r#","requestObject":"{body}","responseObject":0"#)),
+        Just(r#","responseStatus":{"code":-1,"message":"","details":0}"#.to_owned()),
+        Just(r#","responseStatus":{}"#.to_owned()),
+        Just(r#","stageTimestamp":"2026-11-20T15:00:00Z""#.to_owned()),
+        Just(",\n\"kind\":0,\"metadata\":{}".to_owned()),
+    ]
+}
+
+fn hostile_events() -> impl Strategy<Value = String> {
+    let uri = (texts(&["", "/", "\u{1}", r"\n", "/proxy"], 3000), texts(&QUERIES, 3000));
+    let parts = proptest::sample::subsequence((0..6).collect::<Vec<_>>(), 0..4);
+    (uri, proptest::collection::vec(members(), 6), parts, any::<bool>()).prop_map(
+        |((path, query), members, parts, is_token)| {
+            let mut members: Vec<_> = parts.into_iter().map(|part| members[part].clone()).collect();
+            // A field that is there twice would be malformed.
+            members.sort_by_key(|member| member.split(':').next().map(str::to_owned));
+            members.dedup_by_key(|member| member.split(':').next().map(str::to_owned));
+            let subresource = if is_token { r#","subresource":"token""# } else { "" };
+            format!(
+                r#"{{"level":"","auditID":"","stage":"","requestURI":"/api/v1/namespaces/a/b/{path}?{query}","verb":"","user":{{}},"objectRef":{{"namespace":"a"{subresource}}}{}}}"#,
+                members.concat()
+            )
+        },
+    )
+}
+
+/// A body with bytes that are no text where they are asked for.
+fn body(events: &[String]) -> Vec<u8> {
+    let body = event_list(events).into_bytes();
+    body.into_iter().map(|byte| if byte == 1 { 0xff } else { byte }).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Whatever a body is: its batch is no larger than what the documentation says, and what is shown of an event is hardly
+    /// longer than the event.
+    #[test]
+    fn a_batch_is_bounded_by_its_body(events in proptest::collection::vec(hostile_events(), 1..4)) {
+        let room = Room::new();
+        let body = body(&events);
+        let batch = room.ingest.batch(&body).unwrap();
+        prop_assert_eq!(batch.lost(), None);
+        prop_assert_eq!(batch.len(), events.len());
+        prop_assert!(batch.bytes() <= batch::max_bytes(body.len()), "{} of {}", batch.bytes(), body.len());
+        for (stored, event) in batch.events().zip(&events) {
+            prop_assert!(!stored.shown().is_empty(), "an event without a namespace is no test");
+            // What is no text has become three bytes.
+            let own = event.replace('\u{1}', "\u{fffd}").len();
+            prop_assert!(stored.shown().len() <= own + view::MAX_QUERY_BYTES * 3 / 2 + 50, "{} of {own}", stored.shown().len());
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_bounded_by_themselves(bytes in any::<Vec<u8>>(), cut in any::<prop::sample::Index>()) {
+        let room = Room::new();
+        let list = event_list(&[in_shop("a").build(), in_shop("b").build()]);
+        let at = cut.index(list.len());
+        let body = [&list.as_bytes()[..at], &bytes, &list.as_bytes()[at..]].concat();
+        if let Some(batch) = room.ingest.batch(&body) {
+            prop_assert!(batch.bytes() <= batch::max_bytes(body.len()));
+        }
+    }
+}
+
+/// The dearest that is known of each kind, so that the factor is not larger than it has to be.
+#[test]
+fn the_bound_of_a_batch_is_near_what_can_be_reached() {
+    let room = Room::new();
+    let event = |uri: &str, more: &str| {
+        let event = r#"{"level":"","auditID":"","stage":"","requestURI":"/api/v1/namespaces/a/b","verb":"","user":{},"objectRef":{"namespace":"a"}}"#;
+        event.replacen("a/b", &format!("a/b/{uri}"), 1).replacen('{', &format!("{{{more}"), 1)
+    };
+    let no_text = event(&format!(r#"{}\n?="#, "\u{1}".repeat(300_000)), "");
+    let masks = event(&format!(r#"\n?{}"#, "=&".repeat(2048)), "");
+    let items = event("", &format!(r#""sourceIPs":["{}"],"#, r#"",""#.repeat(300_000)));
+    for (name, events, expected) in [
+        ("bytes that are no text", vec![no_text], 11.5..12.0),
+        ("masks", vec![masks; 10], 6.5..7.0),
+        ("items", vec![items], 3.5..4.5),
+        ("events", vec![event("", ""); 1000], 3.5..6.0),
+    ] {
+        let body = body(&events);
+        let batch = room.ingest.batch(&body).unwrap();
+        let ratio = batch.bytes() as f64 / body.len() as f64;
+        assert!(expected.contains(&ratio), "{name}: {ratio}");
+    }
+}
