@@ -4,6 +4,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{advance, timeout};
 
+use audit_stream_api::query::Replay;
+use audit_stream_api::selector::FieldSelector;
+
 use super::*;
 use crate::authn::User;
 use crate::authz::Authorizer;
@@ -488,4 +491,87 @@ async fn a_reader_that_pauses_gets_no_more_without_permission() {
     stage.reviewer.now(Verdict::Deny("gone"));
     advance(Duration::from_secs(25)).await;
     assert_eq!(watch.error().await["code"], 403);
+}
+
+/// A batch of two events of `shop`, of which the second says that the namespace was created.
+fn creation(before: &str, created: &str) -> Batch {
+    let mut builder = BatchBuilder::default();
+    for id in [before, created] {
+        let json = format!(
+            r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/","verb":"create","user":{{}}}}"#
+        );
+        builder.push(&serde_json::from_str(&json).unwrap(), &json, Some("shop"));
+    }
+    builder.note_creation();
+    builder.build()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_owner_of_a_namespace_does_not_see_what_happened_to_the_old_one() {
+    let stage = Stage::new();
+    let old = stage.publish("old");
+    let created = stage.publish_batch(creation("deleted", "created"));
+    stage.publish("new");
+    assert_eq!(stage.watch("sinceSeconds=3600").await.ids_until("new").await, "creatednew");
+    assert_eq!(stage.watch("tailLines=5").await.ids_until("new").await, "creatednew");
+    assert_eq!(stage.watch("tailLines=1").await.ids_until("new").await, "new");
+    let error = stage.watch(&format!("resourceVersion={old}")).await.error().await;
+    let oldest = created.get() - 1;
+    assert_eq!(
+        (&error["code"], error["message"].as_str()),
+        (&410.into(), Some(&*format!("too old resource version: {old} ({oldest})")))
+    );
+    assert_eq!(stage.watch(&format!("resourceVersion={oldest}")).await.ids_until("new").await, "creatednew");
+    assert_eq!(stage.watch(&format!("resourceVersion={created}")).await.ids_until("new").await, "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_of_more_than_a_namespace_see_its_past_too() {
+    let stage = Stage::new();
+    let old = stage.publish("old");
+    stage.publish_batch(creation("deleted", "created"));
+    let route = Route { version: Version::V1, resource: Resource::NamespacedEvents, namespace: None };
+    let key = ClassKey { route, selector: FieldSelector::default().into() };
+    assert_eq!(start::after(&stage.bus, &key, old).await, Ok(old));
+    let replay = Replay { since: Some(Duration::from_secs(60)), tail: None };
+    assert!(start::replay(&stage.bus, &key, replay).await < old);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_dropped_is_told_to_those_who_would_have_seen_it() {
+    let stage = Stage::new();
+    let (mut plain, mut bookmarked) = (stage.watch("").await, stage.watch("allowWatchBookmarks=true").await);
+    let (mut other_verb, mut resumed) = (stage.watch("verbs=list").await, stage.watch("resourceVersion=1000000").await);
+    let json =
+        r#"{"level":"Metadata","auditID":"x","stage":"ResponseComplete","requestURI":"/","verb":"get","user":{}}"#;
+    let event = serde_json::from_str(json).unwrap();
+    let mut builder = BatchBuilder::default();
+    builder.push(&event, json, Some("shop"));
+    builder.push_dropped(&event, Some("shop"), GapReason::Oversize);
+    builder.push_dropped(&event, Some("bank"), GapReason::Oversize);
+    builder.push_dropped(&event, Some("shop"), GapReason::Oversize);
+    builder.push(&event, json, Some("shop"));
+    stage.publish_batch(builder.build());
+    let places = [1, 5].map(|place| (1_000_000 + place).to_string());
+    for watch in [&mut plain, &mut resumed] {
+        let frames = [watch.frame().await, watch.frame().await];
+        assert_eq!(
+            [0, 1].map(|at| frames[at]["object"]["metadata"]["resourceVersion"].clone()),
+            places.clone().map(Value::from)
+        );
+        assert!(!tells_gap(&frames[0]));
+        let gap = gap(&frames[1]);
+        assert_eq!((&gap["count"], &gap["reason"]), (&2.into(), &"oversize".into()));
+    }
+    bookmarked.frame().await;
+    let told = [bookmarked.frame().await, bookmarked.frame().await];
+    assert_eq!(told.map(|frame| gap(&frame)["count"].clone()), [1, 1].map(Value::from));
+    assert!(!tells_gap(&bookmarked.frame().await));
+    stage.publish_batch({
+        let json = json.replace("get", "list");
+        let mut builder = BatchBuilder::default();
+        builder.push(&serde_json::from_str(&json).unwrap(), &json, Some("shop"));
+        builder.build()
+    });
+    assert!(!tells_gap(&other_verb.frame().await));
 }
