@@ -40,7 +40,7 @@ use duplicates::{Digest, Digests};
 use inflight::InFlight;
 use sources::{Source, Sources};
 use split::{Item, split};
-use truncate::{Excess, truncate};
+use truncate::{Excess, MAX_EVENT_BYTES, truncate};
 
 /// kube-apiserver gives a POST 30 s; a body that takes longer than this has no time left to be answered.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -61,6 +61,20 @@ pub struct Config {
     pub max_body_bytes: u64,
     /// Of all bodies that are being received together.
     pub max_inflight_bytes: u64,
+}
+
+impl Config {
+    /// Of one batch. An ordinary one takes two and a half times its body; what would make it take more than four times the
+    /// largest body and some more is lost. No kube-apiserver sends such: it takes bodies made of nothing but tiny events, or
+    /// of bytes that are no text.
+    pub fn max_batch_bytes(&self) -> u64 {
+        self.enough_batch_bytes() + batch::max_bytes(MAX_EVENT_BYTES) as u64
+    }
+
+    /// A batch that has as much takes no more events. One that had less took one more, of [`MAX_EVENT_BYTES`] at most.
+    fn enough_batch_bytes(&self) -> u64 {
+        4 * self.max_body_bytes
+    }
 }
 
 /// Takes batches.
@@ -201,6 +215,10 @@ impl Ingest {
 
     fn take(&self, item: Item<'_>, batch: &mut BatchBuilder) {
         match item {
+            Item::Event(..) if batch.bytes() as u64 >= self.config.enough_batch_bytes() => {
+                count(&self.metrics.dropped_events, "oversize");
+                batch.note_lost(GapReason::Oversize);
+            }
             Item::Event(event, json) => self.append_event(&event, json, batch),
             Item::Malformed => self.drop_malformed(batch),
         }

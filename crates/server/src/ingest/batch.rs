@@ -38,6 +38,8 @@ pub struct Batch {
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
     segments: Vec<Box<[u8]>>,
+    /// Bytes of those.
+    closed_bytes: usize,
     /// The segment that is being written.
     text: Vec<u8>,
     /// Of an ordinary one.
@@ -165,6 +167,11 @@ impl BatchBuilder {
         self.lost = Some(reason);
     }
 
+    /// What it takes so far.
+    pub fn bytes(&self) -> usize {
+        self.closed_bytes + self.text.len() + size_of_val(&*self.events) + size_of_val(&*self.lists)
+    }
+
     /// Whether there is nothing for a reader to learn from it.
     pub fn is_empty(&self) -> bool {
         self.events.is_empty() && self.lost.is_none()
@@ -190,6 +197,7 @@ impl BatchBuilder {
 
     fn close_segment(&mut self) {
         if self.text.capacity() > 0 {
+            self.closed_bytes += self.text.len();
             self.segments.push(std::mem::take(&mut self.text).into());
         }
     }

@@ -362,6 +362,18 @@ proptest! {
     }
 }
 
+#[test]
+fn a_batch_takes_no_more_than_so_many_times_the_largest_body() {
+    let body =
+        body(&vec![r#"{"level":"","auditID":"","stage":"","requestURI":"/","verb":"","user":{}}"#.to_owned(); 10_000]);
+    let mut room = Room::new();
+    room.ingest.config.max_body_bytes = body.len() as u64;
+    let batch = room.ingest.batch(&body).unwrap();
+    assert_eq!((batch.len() < 10_000, batch.lost()), (true, Some(GapReason::Oversize)));
+    assert!(batch.bytes() as u64 <= room.ingest.config.max_batch_bytes());
+    assert_eq!(room.dropped("oversize"), (10_000 - batch.len()) as u64);
+}
+
 /// The dearest that is known of each kind, so that the factor is not larger than it has to be.
 #[test]
 fn the_bound_of_a_batch_is_near_what_can_be_reached() {
