@@ -19,7 +19,7 @@ mod watch;
 
 pub use client::{Client, Protocol, Response, Target, request};
 pub use user::ProxiedUser;
-pub use watch::{Watch, WatchError};
+pub use watch::{Lines, Watch, WatchError};
 
 /// One kube-apiserver's way to an aggregated server: over HTTP/2, one connection that all its users share.
 #[derive(Clone)]

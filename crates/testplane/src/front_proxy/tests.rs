@@ -110,6 +110,27 @@ async fn a_watch_yields_frames_and_a_clean_end() {
 }
 
 #[tokio::test]
+async fn lines_are_what_was_sent_up_to_the_clean_end() {
+    let server = Server::start().await;
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let alice = proxy(&server, protocol).await.user("alice");
+        let mut lines = alice.watch("/watch/clean").await.unwrap().into_lines();
+        let bookmark = r#"{"type":"BOOKMARK","object":{}}"#;
+        let added = |n: u8| format!(r#"{{"type":"ADDED","object":{{"n":{n}}}}}"#);
+        for expected in [bookmark.to_owned(), added(1), added(2)] {
+            assert_eq!(lines.next().await.unwrap().unwrap(), expected);
+        }
+        assert_eq!(lines.next().await, Ok(None));
+
+        let mut broken = alice.watch("/watch/broken").await.unwrap().into_lines();
+        assert_eq!(broken.next().await.unwrap().unwrap(), added(1));
+        assert!(matches!(broken.next().await, Err(WatchError::Reset(_))), "{protocol:?}");
+        let mut truncated = alice.watch("/watch/truncated").await.unwrap().into_lines();
+        assert!(matches!(truncated.next().await, Err(WatchError::Truncated(_))), "{protocol:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_broken_watch_is_no_clean_end() {
     let server = Server::start().await;
     for protocol in [Protocol::Http1, Protocol::Http2] {
