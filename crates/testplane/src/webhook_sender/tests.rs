@@ -119,6 +119,30 @@ async fn a_lost_answer_makes_a_duplicate() {
 }
 
 #[tokio::test]
+async fn a_doubled_batch_is_under_way_twice_at_a_time() {
+    // The first is held up, so that a second that waited for its end would not be the first to be accepted.
+    let sink = Sink::start(&[Reply::Slow, Reply::status(503)]).await;
+    let ledger = send_all(&sink, Sending { doubled: true, ..quick() }, &events(1)).await;
+    let posts = sink.posts();
+    assert!(posts.len() == 3 && posts.iter().all(|post| post.body == posts[0].body), "{}", posts.len());
+    assert_eq!(ledger.batches[0].answers, [503, 200, 200].map(Answer::Status));
+    assert_eq!(ledger.batches[0].outcome, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn a_body_can_be_delivered_past_the_buffer_and_the_ledger() {
+    let sink = Sink::start(&[Reply::status(500)]).await;
+    let sender = WebhookSender::start(sink.target(), quick()).await.unwrap();
+    let answers = Mutex::new(Vec::new());
+    let note = |answer| answers.lock().unwrap().push(answer);
+    let body = event_list(&events(2));
+    assert_eq!(sender.deliver(body.clone(), &note).await, Outcome::Delivered);
+    assert_eq!(*answers.lock().unwrap(), [500, 200].map(Answer::Status));
+    assert!(sink.posts().iter().all(|post| post.body == body));
+    assert_eq!(sender.ledger().posts(), 0);
+}
+
+#[tokio::test]
 async fn concurrent_batches_overtake_a_slow_one_and_others_do_not() {
     for (concurrent, order) in [(true, ["id-1", "id-0"]), (false, ["id-0", "id-1"])] {
         let sink = Sink::start(&[Reply::Slow]).await;
