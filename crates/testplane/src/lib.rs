@@ -5,6 +5,7 @@ pub mod audit_stream;
 pub mod control_plane;
 pub mod events;
 pub mod front_proxy;
+pub mod history;
 pub mod kubectl;
 pub mod manifests;
 pub mod pki;
