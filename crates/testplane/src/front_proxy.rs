@@ -13,7 +13,7 @@ use crate::pki::Identity;
 mod client;
 mod go_url;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod user;
 mod watch;
 

@@ -2,6 +2,7 @@
 //!
 //! A [`History`] is what senders had accepted and what each reader received: plain data, written down while the run lasts
 //! and judged afterwards, as etcd's robustness tests do it. The validators know nothing of the server but its promises.
+//! [`crate::recording`] has the clients that write histories.
 //!
 //!
 //! What a history is good for is bounded by what it tells apart: no two events of its ledger may have the same bytes, nor

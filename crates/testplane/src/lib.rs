@@ -10,6 +10,7 @@ pub mod kubectl;
 pub mod manifests;
 pub mod pki;
 pub mod process;
+pub mod recording;
 pub mod reviewer;
 mod tasks;
 mod tls;

@@ -19,7 +19,7 @@ mod delivery;
 mod ledger;
 mod raw;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use delivery::Delivery;
 pub use ledger::{Answer, Batch, Ledger, Outcome};

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use server::Server;
 
-mod server;
+pub(crate) mod server;
 
 const SOON: Duration = Duration::from_secs(10);
 const A_MOMENT: Duration = Duration::from_millis(100);

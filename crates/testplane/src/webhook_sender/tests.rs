@@ -8,7 +8,7 @@ use crate::events::{event, event_list};
 use crate::pki::Authority;
 use sink::{Reply, Sink};
 
-mod sink;
+pub(crate) mod sink;
 
 fn events(count: usize) -> Vec<String> {
     (0..count).map(|n| event().audit_id(&format!("id-{n}")).build()).collect()
@@ -127,6 +127,12 @@ async fn a_doubled_batch_is_under_way_twice_at_a_time() {
     assert!(posts.len() == 3 && posts.iter().all(|post| post.body == posts[0].body), "{}", posts.len());
     assert_eq!(ledger.batches[0].answers, [503, 200, 200].map(Answer::Status));
     assert_eq!(ledger.batches[0].outcome, Outcome::Delivered);
+
+    // One of the two is enough.
+    let refused = Reply::status(400);
+    let sink = Sink::start(&[Reply::status(200), refused, refused, refused, refused, refused]).await;
+    let ledger = send_all(&sink, Sending { doubled: true, ..quick() }, &events(1)).await;
+    assert_eq!((ledger.posts(), ledger.batches[0].outcome), (6, Outcome::Delivered));
 }
 
 #[tokio::test]
