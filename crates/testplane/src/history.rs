@@ -4,7 +4,6 @@
 //! and judged afterwards, as etcd's robustness tests do it. The validators know nothing of the server but its promises.
 //! [`crate::recording`] has the clients that write histories.
 //!
-//!
 //! What a history is good for is bounded by what it tells apart: no two events of its ledger may have the same bytes, nor
 //! look the same on `namespacedevents`; nothing but its ledger may be sent; and as on `events` each event is expected
 //! byte by byte, its events are at level `Metadata`, for the bodies of some are withheld and of others truncated.
