@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 mod bodies;
 mod build;
+pub mod hostile;
 #[cfg(test)]
 mod tests;
 mod uri;

@@ -13,13 +13,13 @@ use crate::pki::Identity;
 mod client;
 mod go_url;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod user;
 mod watch;
 
 pub use client::{Client, Protocol, Response, Target, request};
 pub use user::ProxiedUser;
-pub use watch::{Watch, WatchError};
+pub use watch::{Lines, Watch, WatchError};
 
 /// One kube-apiserver's way to an aggregated server: over HTTP/2, one connection that all its users share.
 #[derive(Clone)]

@@ -19,7 +19,7 @@ mod delivery;
 mod ledger;
 mod raw;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use delivery::Delivery;
 pub use ledger::{Answer, Batch, Ledger, Outcome};
@@ -46,6 +46,9 @@ pub struct Sending {
     pub retry_after_scale: f64,
     /// Sends each batch once more after it was accepted, as if the answer had been lost.
     pub answers_lost: bool,
+    /// Sends each batch twice at the same time, each with its own retries, as if an attempt that timed out were still
+    /// under way.
+    pub doubled: bool,
     /// Sends batches side by side, so that they arrive in any order. Upstream does; in order is easier to test with.
     pub concurrent: bool,
 }
@@ -75,6 +78,7 @@ impl Default for Sending {
             attempt_timeout: Duration::from_secs(30),
             retry_after_scale: 0.02,
             answers_lost: false,
+            doubled: false,
             concurrent: false,
         }
     }
@@ -122,6 +126,12 @@ impl WebhookSender {
     /// The connection that batches go over, for requests that the backend would not send.
     pub fn client(&self) -> &Client {
         &self.delivery.client
+    }
+
+    /// Sends a body now, past the buffer and the ledger, as the backend sends a batch: with its retries and duplicates.
+    /// Each answer is told when it comes.
+    pub async fn deliver(&self, body: impl Into<Bytes>, on_answer: &(dyn Fn(Answer) + Sync)) -> Outcome {
+        self.delivery.send(&body.into(), on_answer).await
     }
 
     /// POSTs a body once over the backend's connection, without retries and without an entry in the ledger.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use server::Server;
 
-mod server;
+pub(crate) mod server;
 
 const SOON: Duration = Duration::from_secs(10);
 const A_MOMENT: Duration = Duration::from_millis(100);
@@ -106,6 +106,27 @@ async fn a_watch_yields_frames_and_a_clean_end() {
         assert_eq!(watch.rest(SOON).await.unwrap(), [json!({"type": "ADDED", "object": {"n": 2}})]);
         assert_eq!(watch.next(SOON).await.unwrap(), None);
         assert!(watch.raw().ends_with(b"{\"type\":\"ADDED\",\"object\":{\"n\":2}}\n"));
+    }
+}
+
+#[tokio::test]
+async fn lines_are_what_was_sent_up_to_the_clean_end() {
+    let server = Server::start().await;
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let alice = proxy(&server, protocol).await.user("alice");
+        let mut lines = alice.watch("/watch/clean").await.unwrap().into_lines();
+        let bookmark = r#"{"type":"BOOKMARK","object":{}}"#;
+        let added = |n: u8| format!(r#"{{"type":"ADDED","object":{{"n":{n}}}}}"#);
+        for expected in [bookmark.to_owned(), added(1), added(2)] {
+            assert_eq!(lines.next().await.unwrap().unwrap(), expected);
+        }
+        assert_eq!(lines.next().await, Ok(None));
+
+        let mut broken = alice.watch("/watch/broken").await.unwrap().into_lines();
+        assert_eq!(broken.next().await.unwrap().unwrap(), added(1));
+        assert!(matches!(broken.next().await, Err(WatchError::Reset(_))), "{protocol:?}");
+        let mut truncated = alice.watch("/watch/truncated").await.unwrap().into_lines();
+        assert!(matches!(truncated.next().await, Err(WatchError::Truncated(_))), "{protocol:?}");
     }
 }
 

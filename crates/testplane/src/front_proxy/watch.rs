@@ -1,8 +1,12 @@
 //! An open watch, read frame by frame, that knows a clean end from a broken one.
+//!
+//! [`Watch`] parses each frame and keeps every byte, for tests that look at a few. [`Lines`] does neither, for recordings
+//! of many.
 
 use std::fmt;
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -15,11 +19,17 @@ use super::client::{Client, Protocol};
 /// Dropping it resets the stream, as kube-apiserver does when its own client is gone.
 pub struct Watch {
     headers: HeaderMap,
+    lines: Lines,
+    raw: Vec<u8>,
+}
+
+/// The lines of a watch's body, as they are. Nothing is read except by its method, and dropping it resets the stream.
+pub struct Lines {
     body: Incoming,
     protocol: Protocol,
-    raw: Vec<u8>,
-    // How much of `raw` has been handed out as frames.
-    taken: usize,
+    // Received and not yet handed out. The first `searched` bytes of it hold no end of a line.
+    unread: BytesMut,
+    searched: usize,
     end: Option<Result<(), WatchError>>,
     // The connection lives as long as somebody reads from it, also when the front proxy is dropped first.
     _client: Client,
@@ -42,7 +52,14 @@ impl Watch {
     pub(super) fn new(response: http::Response<Incoming>, client: Client) -> Self {
         let (head, body) = response.into_parts();
         let protocol = client.protocol();
-        Self { headers: head.headers, body, protocol, raw: Vec::new(), taken: 0, end: None, _client: client }
+        let (unread, searched, end) = (BytesMut::new(), 0, None);
+        let lines = Lines { body, protocol, unread, searched, end, _client: client };
+        Self { headers: head.headers, lines, raw: Vec::new() }
+    }
+
+    /// The same watch for somebody who wants its lines alone.
+    pub fn into_lines(self) -> Lines {
+        self.lines
     }
 
     /// The response's headers.
@@ -62,15 +79,16 @@ impl Watch {
     pub async fn next(&mut self, within: Duration) -> Result<Option<Value>, WatchError> {
         let deadline = Instant::now() + within;
         loop {
-            if let Some(line) = self.take_line() {
+            if let Some(line) = self.lines.take() {
                 return serde_json::from_slice(&line)
                     .map(Some)
                     .map_err(|error| WatchError::Malformed(format!("{error}: {}", String::from_utf8_lossy(&line))));
             }
-            if let Some(end) = &self.end {
+            if let Some(end) = &self.lines.end {
                 return end.clone().map(|()| None);
             }
-            timeout_at(deadline, self.read()).await.map_err(|_| WatchError::Quiet(within))?;
+            let read = timeout_at(deadline, self.lines.read()).await.map_err(|_| WatchError::Quiet(within))?;
+            self.raw.extend_from_slice(&read);
         }
     }
 
@@ -108,25 +126,48 @@ impl Watch {
         }
         Ok(frames)
     }
+}
 
-    fn take_line(&mut self) -> Option<Vec<u8>> {
-        let unread = &self.raw[self.taken..];
-        let length = unread.iter().position(|&byte| byte == b'\n')?;
-        let line = unread[..length].to_vec();
-        self.taken += length + 1;
+impl Lines {
+    /// The next line without its end, or `None` at the clean end of the stream. Waits as long as it takes. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`WatchError::Reset`] or [`WatchError::Truncated`].
+    pub async fn next(&mut self) -> Result<Option<Bytes>, WatchError> {
+        loop {
+            if let Some(line) = self.take() {
+                return Ok(Some(line));
+            }
+            if let Some(end) = &self.end {
+                return end.clone().map(|()| None);
+            }
+            self.read().await;
+        }
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let Some(more) = memchr::memchr(b'\n', &self.unread[self.searched..]) else {
+            self.searched = self.unread.len();
+            return None;
+        };
+        let line = self.unread.split_to(self.searched + more).freeze();
+        self.unread.advance(1);
+        self.searched = 0;
         Some(line)
     }
 
-    async fn read(&mut self) {
+    // What was read is there to be taken; it is returned besides. Empty at the end.
+    async fn read(&mut self) -> Bytes {
         match self.body.frame().await {
             Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    self.raw.extend_from_slice(&data);
-                }
+                let data = frame.into_data().unwrap_or_default();
+                self.unread.extend_from_slice(&data);
+                return data;
             }
             Some(Err(error)) => self.end = Some(Err(WatchError::Reset(format!("{:#}", anyhow::Error::new(error))))),
             None => self.end = Some(self.ending()),
         }
+        Bytes::new()
     }
 
     fn ending(&self) -> Result<(), WatchError> {
@@ -134,7 +175,7 @@ impl Watch {
         if self.protocol == Protocol::Http2 && !self.body.is_end_stream() {
             return Err(WatchError::Reset("the stream was reset without an error code".to_owned()));
         }
-        match &self.raw[self.taken..] {
+        match &self.unread[..] {
             [] => Ok(()),
             partial => Err(WatchError::Truncated(String::from_utf8_lossy(partial).into_owned())),
         }

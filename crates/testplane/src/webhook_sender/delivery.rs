@@ -42,17 +42,27 @@ impl Delivery {
         ledger.batches.len() - 1
     }
 
-    /// Sends a batch until it is accepted or given up. Every POST carries the same bytes.
+    /// Sends a batch of the ledger until it is accepted or given up.
     pub(super) async fn deliver(self, batch: usize) {
         let body = Bytes::from(event_list(&lock(&self.ledger).batches[batch].events));
-        let outcome = match self.attempt_all(batch, &body).await {
-            true => Outcome::Delivered,
-            false => Outcome::GivenUp,
-        };
+        let note = |answer| lock(&self.ledger).batches[batch].answers.push(answer);
+        let outcome = self.send(&body, &note).await;
         lock(&self.ledger).batches[batch].outcome = outcome;
     }
 
-    async fn attempt_all(&self, batch: usize, body: &Bytes) -> bool {
+    /// Sends a body until it is accepted or given up, and tells each answer. Every POST carries the same bytes.
+    pub(super) async fn send(&self, body: &Bytes, note: &(dyn Fn(Answer) + Sync)) -> Outcome {
+        let attempts = || Box::pin(self.attempt_all(body, note));
+        let was_accepted = if self.sending.doubled {
+            let (one, other) = tokio::join!(attempts(), attempts());
+            one || other
+        } else {
+            attempts().await
+        };
+        if was_accepted { Outcome::Delivered } else { Outcome::GivenUp }
+    }
+
+    async fn attempt_all(&self, body: &Bytes, note: &(dyn Fn(Answer) + Sync)) -> bool {
         let mut backoff = self.sending.initial_backoff;
         let mut may_lose_answer = self.sending.answers_lost;
         let mut was_accepted = false;
@@ -62,7 +72,7 @@ impl Delivery {
                 sleep(backoff).await;
                 backoff = backoff.mul_f64(FACTOR);
             }
-            let is_accepted = self.attempt(batch, body).await;
+            let is_accepted = self.attempt(body, note).await;
             was_accepted |= is_accepted;
             // The server has the batch, but its answer never arrives: a duplicate follows.
             if is_accepted && !std::mem::take(&mut may_lose_answer) {
@@ -72,26 +82,26 @@ impl Delivery {
         was_accepted
     }
 
-    async fn attempt(&self, batch: usize, body: &Bytes) -> bool {
+    async fn attempt(&self, body: &Bytes, note: &(dyn Fn(Answer) + Sync)) -> bool {
         let within = self.sending.attempt_timeout;
-        let accepted = timeout(within, self.post_obediently(batch, body)).await;
+        let accepted = timeout(within, self.post_obediently(body, note)).await;
         accepted.unwrap_or_else(|_| {
-            self.note(batch, Answer::Failed(format!("no answer within {within:?}")));
+            note(Answer::Failed(format!("no answer within {within:?}")));
             false
         })
     }
 
-    async fn post_obediently(&self, batch: usize, body: &Bytes) -> bool {
+    async fn post_obediently(&self, body: &Bytes, note: &(dyn Fn(Answer) + Sync)) -> bool {
         let mut retries = 0;
         loop {
             let response = match self.post(body).await {
                 Ok(response) => response,
                 Err(error) => {
-                    self.note(batch, Answer::Failed(format!("{error:#}")));
+                    note(Answer::Failed(format!("{error:#}")));
                     return false;
                 }
             };
-            self.note(batch, Answer::Status(response.status));
+            note(Answer::Status(response.status));
             match retry_after(&response) {
                 Some(seconds) if retries < MAX_INNER_RETRIES => {
                     retries += 1;
@@ -104,10 +114,6 @@ impl Delivery {
 
     pub(super) async fn post(&self, body: &Bytes) -> Result<Response> {
         self.client.send(request("POST", &self.sending.path, HEADERS, body.clone())?).await
-    }
-
-    fn note(&self, batch: usize, answer: Answer) {
-        lock(&self.ledger).batches[batch].answers.push(answer);
     }
 }
 

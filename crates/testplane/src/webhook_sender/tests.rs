@@ -8,7 +8,7 @@ use crate::events::{event, event_list};
 use crate::pki::Authority;
 use sink::{Reply, Sink};
 
-mod sink;
+pub(crate) mod sink;
 
 fn events(count: usize) -> Vec<String> {
     (0..count).map(|n| event().audit_id(&format!("id-{n}")).build()).collect()
@@ -116,6 +116,36 @@ async fn a_lost_answer_makes_a_duplicate() {
     assert_eq!(posts.len(), 2);
     assert_eq!(posts[0].body, posts[1].body);
     assert_eq!(ledger.delivered().len(), 1);
+}
+
+#[tokio::test]
+async fn a_doubled_batch_is_under_way_twice_at_a_time() {
+    // The first is held up, so that a second that waited for its end would not be the first to be accepted.
+    let sink = Sink::start(&[Reply::Slow, Reply::status(503)]).await;
+    let ledger = send_all(&sink, Sending { doubled: true, ..quick() }, &events(1)).await;
+    let posts = sink.posts();
+    assert!(posts.len() == 3 && posts.iter().all(|post| post.body == posts[0].body), "{}", posts.len());
+    assert_eq!(ledger.batches[0].answers, [503, 200, 200].map(Answer::Status));
+    assert_eq!(ledger.batches[0].outcome, Outcome::Delivered);
+
+    // One of the two is enough.
+    let refused = Reply::status(400);
+    let sink = Sink::start(&[Reply::status(200), refused, refused, refused, refused, refused]).await;
+    let ledger = send_all(&sink, Sending { doubled: true, ..quick() }, &events(1)).await;
+    assert_eq!((ledger.posts(), ledger.batches[0].outcome), (6, Outcome::Delivered));
+}
+
+#[tokio::test]
+async fn a_body_can_be_delivered_past_the_buffer_and_the_ledger() {
+    let sink = Sink::start(&[Reply::status(500)]).await;
+    let sender = WebhookSender::start(sink.target(), quick()).await.unwrap();
+    let answers = Mutex::new(Vec::new());
+    let note = |answer| answers.lock().unwrap().push(answer);
+    let body = event_list(&events(2));
+    assert_eq!(sender.deliver(body.clone(), &note).await, Outcome::Delivered);
+    assert_eq!(*answers.lock().unwrap(), [500, 200].map(Answer::Status));
+    assert!(sink.posts().iter().all(|post| post.body == body));
+    assert_eq!(sender.ledger().posts(), 0);
 }
 
 #[tokio::test]

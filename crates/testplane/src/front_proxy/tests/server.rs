@@ -1,4 +1,5 @@
-//! The server that the front proxy's own tests speak to: it echoes requests, and its watches end in every way.
+//! The server that the tests of the front proxy and of the recorder speak to: it echoes requests, and its watches end in
+//! every way.
 
 use std::convert::Infallible;
 use std::io;
@@ -27,16 +28,16 @@ use crate::tls::mutual_server_config;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-pub(super) struct Server {
-    pub(super) address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     /// Signs the serving certificate, and the client certificates that are accepted.
-    pub(super) authority: Authority,
+    pub(crate) authority: Authority,
     shutdown: watch::Sender<bool>,
     _tasks: Tasks,
 }
 
 impl Server {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(serve).await
     }
 
@@ -102,10 +103,8 @@ async fn answer(request: Request<Incoming>, certificates: usize) -> Response<Bod
         "/watch/broken" => frames(vec![Ok(added(1)), Err(io::Error::other("on purpose"))]),
         "/watch/truncated" => frames(vec![Ok("{\"type\":".to_owned())]),
         "/watch/malformed" => frames(vec![Ok("not json\n".to_owned())]),
-        "/watch/open" => {
-            let open = stream::iter([Ok(Frame::data(Bytes::from(format!("{bookmark}\n"))))]).chain(stream::pending());
-            Response::new(StreamBody::new(open).boxed_unsync())
-        }
+        "/watch/open" => open(format!("{bookmark}\n")),
+        "/apis/audit.k8s.io/v1/events" => events(request.uri().query().unwrap_or_default()),
         "/watch/ticking" => {
             let ticks = stream::unfold((), async |()| {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -115,6 +114,29 @@ async fn answer(request: Request<Incoming>, certificates: usize) -> Response<Bod
         }
         _ => Response::builder().status(403).body(full("no".to_owned())).unwrap(),
     }
+}
+
+/// A watch of events at the places 11, 12, … that goes on where a reader was, until place 13 is gone.
+fn events(query: &str) -> Response<Body> {
+    let event = |place: u64| {
+        let metadata = format!(r#"{{"name":"event-{place}","resourceVersion":"{place}"}}"#);
+        let front = r#"{"type":"ADDED","object":{"kind":"Event","apiVersion":"audit.k8s.io/v1","metadata":"#;
+        format!("{front}{metadata},\"auditID\":\"id-{place}\"}}}}\n")
+    };
+    let after = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
+    match after {
+        // The end of a frame that never comes whole.
+        None => open(event(11) + &event(12) + &event(13)[..20]),
+        Some("12") => frames(vec![Ok(event(13))]),
+        Some("13") => frames(vec![Ok("{\"type\":\"ERROR\",\"object\":{\"metadata\":{},\"code\":410}}\n".to_owned())]),
+        Some(_) => frames(vec![Ok(event(14)), Err(io::Error::other("on purpose"))]),
+    }
+}
+
+/// A watch that sends this and nothing else, and does not end.
+fn open(text: String) -> Response<Body> {
+    let open = stream::iter([Ok(Frame::data(Bytes::from(text)))]).chain(stream::pending());
+    Response::new(StreamBody::new(open).boxed_unsync())
 }
 
 async fn echo(request: Request<Incoming>, certificates: usize) -> Response<Body> {

@@ -1,4 +1,4 @@
-//! The webhook that the sender's own tests post to: it answers as it is told, in order, and with 200 afterwards.
+//! The webhook that the tests of the senders post to: it answers as it is told, in order, and with 200 afterwards.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,7 +21,7 @@ use crate::pki::Authority;
 use crate::tasks::Tasks;
 use crate::tls::mutual_server_config;
 
-pub(super) struct Sink {
+pub(crate) struct Sink {
     address: SocketAddr,
     authority: Authority,
     state: Arc<State>,
@@ -35,7 +35,7 @@ struct State {
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Status {
         code: u16,
         retry_after: Option<&'static str>,
@@ -49,20 +49,20 @@ pub(super) enum Reply {
 }
 
 #[derive(Clone)]
-pub(super) struct Post {
-    pub(super) line: String,
-    pub(super) headers: HeaderMap,
-    pub(super) body: String,
+pub(crate) struct Post {
+    pub(crate) line: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
 }
 
 impl Reply {
-    pub(super) fn status(code: u16) -> Self {
+    pub(crate) fn status(code: u16) -> Self {
         Self::Status { code, retry_after: None }
     }
 }
 
 impl Sink {
-    pub(super) async fn start(replies: &[Reply]) -> Self {
+    pub(crate) async fn start(replies: &[Reply]) -> Self {
         let authority = Authority::new("ca");
         let acceptor = TlsAcceptor::from(mutual_server_config(&authority, true));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -91,18 +91,18 @@ impl Sink {
         Self { address, authority, state, _tasks: tasks }
     }
 
-    pub(super) fn target(&self) -> Target {
+    pub(crate) fn target(&self) -> Target {
         let identity = self.authority.client("kube-apiserver-audit", &[]);
         Target::new(self.address, self.authority.certificate_pem(), "sink.audit.svc").identity(&identity)
     }
 
     /// What was posted, in the order of arrival.
-    pub(super) fn posts(&self) -> Vec<Post> {
+    pub(crate) fn posts(&self) -> Vec<Post> {
         self.state.posts.lock().unwrap().clone()
     }
 
     /// The audit IDs in the order in which their batches were accepted.
-    pub(super) fn accepted(&self) -> Vec<String> {
+    pub(crate) fn accepted(&self) -> Vec<String> {
         self.state.accepted.lock().unwrap().clone()
     }
 }
