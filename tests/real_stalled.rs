@@ -36,7 +36,8 @@ const DISCOVERY: &str = "/apis/audit.k8s.io/v1";
 async fn readers_that_never_read_cost_nobody_else() -> Result<()> {
     let cluster = Cluster::start().await?;
     cluster.namespace("shop").await?;
-    let bind = ["create", "clusterrolebinding", "stalled", "--clusterrole=audit-stream-cluster-watcher", "--group=stalled"];
+    let bind =
+        ["create", "clusterrolebinding", "stalled", "--clusterrole=audit-stream-cluster-watcher", "--group=stalled"];
     cluster.plane.admin().run(&bind).await?.success()?;
     let admin = cluster.client("root", &["system:masters"]).await?;
     let healthy = watch(&admin, &format!("{EVENTS}&resource=floods&timeoutSeconds=600")).await?;
