@@ -5,6 +5,7 @@
 
 #![expect(unreachable_pub, reason = "`pub` here says what a module offers the others of this binary")]
 
+mod confinement;
 mod delivery;
 mod ingest;
 mod ingest_senders;
