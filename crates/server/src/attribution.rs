@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 
 use audit_stream_api::audit::{Event, Text};
-use percent_encoding::percent_decode;
+use percent_encoding::percent_decode_str;
 
 /// Where an event belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Dispute {
     /// `requestURI` does not start with a path. kube-apiserver writes that for a URI like `http:a/b`, which it serves
     /// to nobody, and never the absolute form.
     NotAPath,
-    /// The path has a broken percent-escape, or bytes that are not UTF-8 where they matter.
+    /// The path has a broken percent-escape.
     Undecodable,
     /// The path is in a namespace, and there is no `objectRef` to confirm it.
     ObjectRefAbsent,
@@ -91,12 +91,13 @@ pub fn creates_namespace(event: &Event<'_>) -> bool {
     if &*event.stage != "ResponseComplete" || code != Some(201) {
         return false;
     }
-    let Ok(bytes) = decoded_path(&event.request_uri) else { return false };
-    let on_itself = Target::of(&bytes).is_ok_and(|target| match target.kind {
+    let Ok(path) = decoded_path(&event.request_uri) else { return false };
+    let target = Target::of(&path);
+    let on_itself = match target.kind {
         Kind::Namespaces => &*event.verb == "create",
         Kind::Namespace => &*event.verb == "patch",
         Kind::Namesake | Kind::Other => false,
-    });
+    };
     on_itself && !is_dry_run(&event.request_uri)
 }
 
@@ -115,8 +116,8 @@ fn is_dry_run(uri: &str) -> bool {
 const MAX_PARAMETERS: usize = 10_000;
 
 fn decide<'a>(event: &'a Event<'_>) -> Result<Attribution<'a>, Dispute> {
-    let bytes = decoded_path(&event.request_uri)?;
-    let target = Target::of(&bytes)?;
+    let path = decoded_path(&event.request_uri)?;
+    let target = Target::of(&path);
     let Some(reference) = &event.object_ref else {
         let unconfirmed = !target.namespace.is_empty();
         return if unconfirmed { Err(Dispute::ObjectRefAbsent) } else { Ok(Attribution::ClusterScoped) };
@@ -165,7 +166,10 @@ fn is_label(name: &str) -> bool {
 ///
 /// kube-apiserver writes `URL.RequestURI()` and decides by `URL.Path`, and the one always decodes to the other, slashes
 /// included: to upstream `shop%2Fpods` is two segments. `+` is itself. Go refuses a broken escape before any of this.
-fn decoded_path(uri: &str) -> Result<Cow<'_, [u8]>, Dispute> {
+///
+/// Bytes that are no text become U+FFFD, as they do where kube-apiserver writes them into `objectRef`: no namespace is called
+/// so, and a request on an object that is called so is not to be hidden by it.
+fn decoded_path(uri: &str) -> Result<Cow<'_, str>, Dispute> {
     let path = uri.split_once('?').map_or(uri, |(path, _query)| path);
     if !path.starts_with('/') && path != "*" {
         return Err(Dispute::NotAPath);
@@ -173,7 +177,7 @@ fn decoded_path(uri: &str) -> Result<Cow<'_, [u8]>, Dispute> {
     if !has_whole_escapes(path) {
         return Err(Dispute::Undecodable);
     }
-    Ok(percent_decode(path.as_bytes()).into())
+    Ok(percent_decode_str(path).decode_utf8_lossy())
 }
 
 /// Whether two hexadecimal digits follow each `%`.
@@ -210,31 +214,24 @@ impl<'p> Target<'p> {
     /// Reads a decoded path.
     ///
     /// Behind `{resource}/{name}/{subresource}` upstream interprets nothing, so neither do we: there begins the path
-    /// that `proxy` hands on, which may hold any bytes, and must not take the request out of its namespace's sight.
+    /// that `proxy` hands on, which must not take the request out of its namespace's sight.
     /// Empty and dot segments are segments: kube-apiserver cleans no path, and authorizes what it reads.
-    fn of(path: &'p [u8]) -> Result<Self, Dispute> {
-        let Some(text) = path.utf8_chunks().next() else { return Ok(Self::default()) };
-        let whole = text.invalid().is_empty();
-        let path = text.valid().trim_start_matches('/');
+    fn of(path: &'p str) -> Self {
         let mut buffer = [""; INTERPRETED + 1];
-        // The end is trimmed only where it is the end.
-        let segments = split(if whole { path.trim_end_matches('/') } else { path }, &mut buffer);
-        let (target, parts) = Self::walk(segments);
-        if whole || parts.len() > 3 { Ok(target) } else { Err(Dispute::Undecodable) }
+        Self::walk(split(path.trim_matches('/'), &mut buffer))
     }
 
-    /// Returns the target and its `{resource}/{name}/{subresource}/…`.
-    fn walk<'s>(segments: &'s [&'p str]) -> (Self, &'s [&'p str]) {
+    fn walk(segments: &[&'p str]) -> Self {
         let (core, group, rest) = match segments {
             ["api", _version, rest @ ..] => (true, "", rest),
             ["apis", group, _version, rest @ ..] => (false, *group, rest),
-            _ => return Self::none(),
+            _ => return Self::default(),
         };
         // Deprecated, and consumed once only: of `watch/watch/namespaces/x` the resource is `watch`.
         let rest = if let ["watch" | "proxy", rest @ ..] = rest { rest } else { rest };
-        let (kind, namespace, parts) = match rest {
+        let (kind, namespace, inside) = match rest {
             // Discovery; or a prefix and nothing else, which upstream answers with an error.
-            [] => return Self::none(),
+            [] => return Self::default(),
             ["namespaces", namespace] if segments == ["api", "v1", "namespaces", namespace] => {
                 (Kind::Namespace, *namespace, rest)
             }
@@ -246,18 +243,13 @@ impl<'p> Target<'p> {
             ["namespaces", namespace, inside @ ..] => (Kind::Other, *namespace, inside),
             _ => (Kind::Other, "", rest),
         };
-        let resource = parts.first().copied().unwrap_or_default();
-        (Self { kind, group, namespace, resource }, parts)
-    }
-
-    fn none<'s>() -> (Self, &'s [&'p str]) {
-        (Self::default(), &[])
+        Self { kind, group, namespace, resource: inside.first().copied().unwrap_or_default() }
     }
 }
 
 /// The segments of the longest path that means something:
-/// `apis/{group}/{version}/watch/namespaces/{namespace}/{resource}/{name}/{subresource}`.
-const INTERPRETED: usize = 9;
+/// `apis/{group}/{version}/watch/namespaces/{namespace}/{resource}`.
+const INTERPRETED: usize = 7;
 
 /// The segments of `path`, in `buffer`; those that find no room there mean nothing.
 fn split<'b, 'p>(path: &'p str, buffer: &'b mut [&'p str]) -> &'b [&'p str] {

@@ -87,9 +87,13 @@ fn the_path_is_decoded_exactly_once() {
         ("/api/v1/namespaces/shop/pods/%zz", "get", pods("shop"), UNDECODABLE, "wrong digits"),
         ("/api/v1/namespaces/shop/pods/%+1", "get", pods("shop"), UNDECODABLE, "a sign is no digit"),
         ("/api/v1/namespaces/shop/pods/p?x=%zz", "get", pods("shop"), SHOP, "the query is not the path"),
-        ("/api/v1/namespaces/shop/pods/%ff", "get", pods("shop"), UNDECODABLE, "not UTF-8"),
-        ("/api/v1/namespaces/shop/pods/p/%ff", "get", pods("shop"), UNDECODABLE, "subresource matters"),
-        ("/metrics/%ff", "get", None, UNDECODABLE, "nor here"),
+        ("/api/v1/namespaces/shop/pods/%ff", "get", pods("shop"), SHOP, "or who names an object so would hide"),
+        ("/api/v1/namespaces/shop/pods/p/%ff", "get", pods("shop"), SHOP, "a subresource too"),
+        ("/api/v1/namespaces/sh%ffop/pods/p", "get", named("sh\u{fffd}op"), NOT_A_LABEL, "no namespace is called so"),
+        ("/api/v1/namespaces/sh%ffop/pods/p", "get", pods("shop"), OTHER_NAMESPACE, "and it is not left out"),
+        ("/api/v1/namespaces/shop%ff/pods/p", "get", pods("shop"), OTHER_NAMESPACE, "nor at the end"),
+        ("/api/v1/namespaces/shop/po%ffds/p", "get", pods("shop"), OTHER_RESOURCE, "nor in a resource"),
+        ("/metrics/%ff", "get", None, NOWHERE, "nobody's"),
         ("/api/v1/namespaces/shop/pods/%C3%A9", "get", pods("shop"), SHOP, "UTF-8 in another place is no matter"),
     ]);
 }
@@ -104,7 +108,7 @@ fn what_follows_a_proxy_subresource_is_ignored() {
         ("/api/v1/namespaces/shop/pods/p/proxy/%ff/a%00b", "get", pods("shop"), SHOP, "or who adds %ff would hide"),
         ("/api/v1/namespaces/shop/pods/p/proxy/%ff", "get", pods("shop"), SHOP, "also first"),
         ("/apis/x.io/v1/watch/namespaces/shop/pods/p/proxy/%ff", "get", pods("shop"), SHOP, "also in the longest form"),
-        ("/api/v1/namespaces/shop/pods/p/proxy%ff", "get", pods("shop"), UNDECODABLE, "not proxy"),
+        ("/api/v1/namespaces/shop/pods/p/proxy%ff", "get", pods("shop"), SHOP, "whatever it is"),
         ("/api/v1/namespaces/shop/pods/p/proxy/%z", "get", pods("shop"), UNDECODABLE, "Go refuses it"),
         ("/api/v1/nodes/n/proxy/api/v1/namespaces/shop/pods/p", "get", node, NOWHERE, "the node's"),
         ("/apis/karmada.io/v1/clusters/c/proxy/api/v1/namespaces/shop", "get", clusters, NOWHERE, "another cluster's"),
@@ -417,9 +421,7 @@ fn honest_verdict<'i>(uri: &str, decoded: Option<&str>, info: &'i RequestInfo) -
     if !uri.starts_with('/') {
         return NOT_A_PATH;
     }
-    let Some(path) = decoded else { return UNDECODABLE };
-    let unreadable = |text: &str| text.matches('\u{FFFD}').count();
-    if unreadable(path) > info.parts.iter().skip(3).map(|part| unreadable(part)).sum() {
+    if decoded.is_none() {
         return UNDECODABLE;
     }
     let namesake = info.prefix != "api" && !info.inside && info.resource == "namespaces";
