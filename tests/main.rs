@@ -21,5 +21,6 @@ mod refusals;
 mod stage;
 mod watch;
 mod watch_place;
+mod watch_resume;
 mod watch_selecting;
 mod watch_wire;

@@ -158,6 +158,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_place_of_an_earlier_bus_is_refused_whether_or_not_the_clock_stepped_back_since() {
+        let last_of_the_one_before = place(9_007);
+        for start in [9_500, 3_000] {
+            let bus = Arc::new(Bus::<&str>::new(ROOMY, start));
+            assert!(bus.check(last_of_the_one_before).is_err());
+            bus.publish(start + 1_000, 3, 10, "a");
+            assert!(bus.check(last_of_the_one_before).is_err());
+        }
+    }
+
+    #[tokio::test]
     async fn bytes_bound_what_is_retained_and_a_slow_cursor_is_told() {
         let bus = bus(Config { retain_bytes: 25, ..ROOMY });
         let mut slow = bus.subscribe();
