@@ -14,6 +14,7 @@ mod real_first_light;
 mod real_hostile;
 mod real_lifecycle;
 mod refusals;
+mod shared_connection;
 mod stage;
 mod watch;
 mod watch_place;

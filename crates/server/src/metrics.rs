@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::attribution::Dispute;
+use crate::listener::Retirement;
 use crate::rejection::IngestRejection;
 
 /// Content type of [`Metrics::scrape`].
@@ -32,11 +33,13 @@ pub struct Metrics {
     pub access: AccessMetrics,
 }
 
-/// Connections that never became requests.
+/// What became of connections.
 #[derive(Debug, Clone, Default)]
 pub struct ListenerMetrics {
-    /// By listener (`api`, `webhook`) and reason.
+    /// Connections that never became requests, by listener (`api`, `webhook`) and reason.
     pub refused_connections: Family<ListenerReason, Counter>,
+    /// HTTP/2 connections that were told to take no more requests while they had some, by listener and reason.
+    pub retired_connections: Family<ListenerReason, Counter>,
 }
 
 /// What arrived from kube-apiserver.
@@ -110,7 +113,7 @@ pub struct Code {
     pub code: u16,
 }
 
-/// Labels of a refused connection.
+/// Labels of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ListenerReason {
     /// Which listener.
@@ -130,7 +133,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("audit_stream");
         let (listener, ingest, bus) = (ListenerMetrics::default(), IngestMetrics::default(), BusMetrics::default());
         let (watch, access) = (WatchMetrics::default(), AccessMetrics::default());
-        exist_from_the_start(&ingest, &watch, &access);
+        exist_from_the_start(&listener, &ingest, &watch, &access);
         register_input(&mut registry, &listener, &ingest);
         register_bus(&mut registry, &bus);
         register_output(&mut registry, &watch, &access);
@@ -155,7 +158,19 @@ impl Default for Metrics {
 }
 
 /// A series that is born with its first count is one that no alert on an increase sees.
-fn exist_from_the_start(ingest: &IngestMetrics, watch: &WatchMetrics, access: &AccessMetrics) {
+fn exist_from_the_start(
+    listeners: &ListenerMetrics,
+    ingest: &IngestMetrics,
+    watch: &WatchMetrics,
+    access: &AccessMetrics,
+) {
+    // The webhook's listener serves no watches.
+    for (listener, retirement) in
+        [("api", Retirement::Watches), ("api", Retirement::Stuck), ("webhook", Retirement::Stuck)]
+    {
+        let labels = ListenerReason { listener, reason: retirement.as_str() };
+        drop(listeners.retired_connections.get_or_create(&labels));
+    }
     for reason in IngestRejection::REASONS {
         drop(ingest.rejected_requests.get_or_create(&Reason { reason }));
     }
@@ -178,6 +193,11 @@ fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &
         "refused_connections",
         "Connections that ended before a request, by listener and reason",
         listener.refused_connections.clone(),
+    );
+    registry.register(
+        "retired_connections",
+        "HTTP/2 connections that were told to take no more requests, by listener and reason",
+        listener.retired_connections.clone(),
     );
     let registry = registry.sub_registry_with_prefix("ingest");
     registry.register("batches", "Batches published", ingest.batches.clone());

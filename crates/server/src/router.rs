@@ -19,7 +19,7 @@ use crate::authz::{Attributes, Authorizer, Grant, Lease};
 use crate::discovery::{Answer, Documents};
 use crate::health::Health;
 use crate::ingest::batch::Batch;
-use crate::listener::Peer;
+use crate::listener::{Exchange, Peer};
 use crate::metrics::{self, Code, Metrics};
 use crate::negotiation::{JSON_WATCH, accepts_json};
 use crate::rejection::Rejection;
@@ -106,7 +106,11 @@ impl Router {
                 let grant = self.authorize(&user, &attributes).await?;
                 check_verb(request.method(), verb, route.resource, named)?;
                 let reader = Reader { username: user.name, attributes, audit_id: audit_id.to_owned() };
-                self.watch(reader, grant, route, request.headers(), query)
+                let response = self.watch(reader, grant, route, request.headers(), query)?;
+                if let Some(exchange) = request.extensions().get::<Exchange>() {
+                    exchange.becomes_watch();
+                }
+                Ok(response)
             }
         }
     }

@@ -33,17 +33,18 @@ use crate::certs::{self, PairFiles, TlsMinVersion};
 use crate::discovery::Documents;
 use crate::health::Health;
 use crate::ingest::{self, Ingest};
-use crate::listener::{self, Listener, Peer};
+use crate::listener::{self, Exchange, Listener, Peer};
 use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::watch::Watches;
 
-/// Beyond the watches, an HTTP/2 connection carries discovery, OpenAPI and health; upstream's own limit is 1000 in all.
-/// A stream without a watch costs its headers while it is answered: 1000 × 64 KiB at the very worst.
-const SPARE_STREAMS: u32 = 1000;
-
-/// HTTP/1.1 takes a connection for each watch.
+/// Beyond the watches. HTTP/1.1 takes a connection for each, and so at the very worst does HTTP/2: a connection that is retired
+/// lives on with the last watch that it has, and has at least one.
 const SPARE_CONNECTIONS: usize = 1000;
+
+/// As many as there may be watches by default: all of them broken off at once are no reason to end a connection. Each costs
+/// its headers until it is read: 10,000 × 64 KiB at the very worst.
+const MAX_RESETS: usize = 10_000;
 
 /// A kube-apiserver keeps one HTTP/2 connection; 32 sources with some that have not noticed yet that theirs is gone.
 const MAX_WEBHOOK_CONNECTIONS: usize = 128;
@@ -204,7 +205,8 @@ impl Server {
             let router = Arc::clone(&router);
             let (head, body) = request.into_parts();
             if !body.is_end_stream() {
-                bodies.spawn(read_and_forget(body));
+                let exchange = head.extensions.get::<Exchange>().expect("each request of a listener has one").clone();
+                bodies.spawn(async move { exchange.unless_cut(read_and_forget(body)).await });
             }
             async move { router.handle(&peer, Request::from_parts(head, ())).await }
         };
@@ -252,12 +254,14 @@ fn bind_listeners(config: &Config, metrics: &Metrics) -> Result<(Listener, Liste
     let api_config = listener::Config {
         name: "api",
         max_connections: config.max_watches as usize + SPARE_CONNECTIONS,
-        max_streams: config.max_watches.saturating_add(SPARE_STREAMS),
+        max_streams: listener::STREAMS_PER_CONNECTION,
+        max_resets: MAX_RESETS,
     };
     let webhook_config = listener::Config {
         name: "webhook",
         max_connections: MAX_WEBHOOK_CONNECTIONS,
         max_streams: MAX_WEBHOOK_STREAMS,
+        max_resets: MAX_WEBHOOK_STREAMS as usize,
     };
     let api = Listener::bind(config.address, tls, api_config, metrics.listener.clone());
     let api = api.with_context(|| format!("--bind-address, --secure-port: cannot bind {}", config.address))?;
