@@ -1,8 +1,8 @@
 //! Sockets: accept, TLS, HTTP/1.1 and HTTP/2, and the end of each connection.
 //!
 //! Used for both listeners. It knows who is at the other end only as the certificates that were shown, and nothing of what
-//! is asked. Every wait that a peer could stretch has a deadline, but for a watch's response that is being written, and for
-//! every response over HTTP/1.1.
+//! is asked. Every wait that a peer could stretch has a deadline, but for two: a watch that takes its time, which is cut by who
+//! gave it ([`Exchange::cut`]), and an answer over HTTP/1.1 that is taken slowly.
 
 mod exchange;
 mod taken;

@@ -25,8 +25,10 @@ use tokio_util::task::TaskTracker;
 /// Watches that an HTTP/2 connection takes in its whole life: 200 × 4 MiB = 800 MiB of the 1 GiB that kube-apiserver grants.
 pub const WATCHES_PER_CONNECTION: usize = 200;
 
-/// Streams at a time on such a connection. Watches that meet the retirement are served here too, so 40 more at the worst:
-/// 240 × 4 MiB = 960 MiB. Go's clients open another connection instead of waiting for a stream.
+/// Streams at a time on such a connection.
+///
+/// Watches that meet the retirement are served here too, so 40 more at the worst: 240 × 4 MiB = 960 MiB. Go's clients open
+/// another connection instead of waiting for a stream.
 pub const STREAMS_PER_CONNECTION: u32 = 240;
 
 /// An answer that is no watch is small, and its connection takes it at once. One that has not after this long found no room.
