@@ -18,6 +18,7 @@ mod real_hostile;
 mod real_lifecycle;
 mod real_stalled;
 mod refusals;
+mod shared_connection;
 mod stage;
 mod watch;
 mod watch_place;

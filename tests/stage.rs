@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use audit_stream::args::{Cli, Command};
 use audit_stream::{Config, Server};
 use audit_stream_testplane::events::{EventBuilder, event, event_list, fresh_audit_id};
-use audit_stream_testplane::front_proxy::{Client, FrontProxy, Protocol, ProxiedUser, Response, Target, Watch};
+use audit_stream_testplane::front_proxy::{
+    Client, FrontProxy, Protocol, ProxiedUser, Response, Target, Watch, Windows,
+};
 use audit_stream_testplane::pki::{Authority, Identity};
 use audit_stream_testplane::reviewer::{AuthenticationConfig, Reviewer};
 use audit_stream_testplane::webhook_sender::{Sending, WebhookSender};
@@ -111,6 +113,12 @@ impl Stage {
     /// A kube-apiserver in front of it.
     pub async fn proxy(&self, protocol: Protocol) -> Result<FrontProxy> {
         self.proxy_showing(&self.front_proxy_ca.client("front-proxy-client", &[]), protocol).await
+    }
+
+    /// A kube-apiserver in front of it that grants these windows instead of Go's.
+    pub async fn proxy_granting(&self, windows: Windows) -> Result<FrontProxy> {
+        let identity = self.front_proxy_ca.client("front-proxy-client", &[]);
+        FrontProxy::through(self.api().identity(&identity).windows(windows)).await
     }
 
     /// Somebody in front of it, with this certificate.

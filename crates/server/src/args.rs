@@ -239,7 +239,7 @@ impl ServeArgs {
                 max_inflight_bytes: max_inflight,
             },
             retain: audit_stream_bus::Config { retain_bytes, retain_age: self.retain_age.0 },
-            watch: watch::Config { limits, frame_bytes: retain_bytes, replay: self.replay },
+            watch: watch::Config { limits, frame_bytes: retain_bytes.max(watch::MIN_FRAME_BYTES), replay: self.replay },
             shutdown_delay: self.shutdown_delay_duration.0,
             shutdown_grace: self.shutdown_grace_period.0,
         })

@@ -25,6 +25,7 @@ pub mod wire;
 
 pub mod discovery;
 pub mod health;
+pub mod memory;
 pub mod metrics;
 pub mod rejection;
 

@@ -1,7 +1,11 @@
 //! Sockets: accept, TLS, HTTP/1.1 and HTTP/2, and the end of each connection.
 //!
 //! Used for both listeners. It knows who is at the other end only as the certificates that were shown, and nothing of what
-//! is asked. Every wait that a peer could stretch has a deadline, but for a response that is being written.
+//! is asked. Every wait that a peer could stretch has a deadline, but for two: a watch that takes its time, which is cut by who
+//! gave it ([`Exchange::cut`]), and an answer over HTTP/1.1 that is taken slowly.
+
+mod exchange;
+mod taken;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,11 +20,12 @@ use http::{Method, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
-use tokio::io::AsyncWriteExt;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -32,6 +37,9 @@ use tracing::{debug, warn};
 
 use crate::metrics::{ListenerMetrics, ListenerReason};
 use crate::wire::{self, Body};
+pub use exchange::{Exchange, Retirement, STREAMS_PER_CONNECTION, WATCHES_PER_CONNECTION};
+use exchange::{Scope, Shared, Streams};
+use taken::Taken;
 
 /// kube-apiserver gives a handshake 10 s and so do we; the headers of a request the same.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,8 +59,38 @@ const MAX_HEADER_BYTES: u32 = 64 * 1024;
 /// What hyper may hold for a stream beyond what the connection has taken: small, because a piece is shared and stays whole.
 const MAX_SEND_BUFFER_BYTES: usize = 32 * 1024;
 
+/// What the kernel may hold of a connection that takes nothing. It doubles this, so 256 KiB, where by default it holds up to
+/// 4 MiB (`net.ipv4.tcp_wmem`). About half of that is payload, so a connection over a network of 1 ms carries some 128 KiB a
+/// millisecond, 1 Gbit/s, for 200 watches; a faster network has a shorter round trip.
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
+
+/// How long a peer may take nothing at all of what was sent to it (`TCP_USER_TIMEOUT`). h2 writes no frame, and so can end
+/// nothing, while the one before it waits for the socket; this is what ends such a connection, as late as one whose peer is gone.
+#[cfg(target_os = "linux")]
+const SEND_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Connections that the kernel completes for us before they are accepted, as Go's servers have it.
+const BACKLOG: i32 = 1024;
+
+/// What one connection takes, beside what the kernel holds.
+///
+/// Some 30 KB while it is idle, for TLS, HTTP, a task and its buffers; and while its peer takes nothing up to 64 KiB that rustls
+/// holds, and 64 KiB of a request's headers or an answer.
+pub const CONNECTION_BYTES: u64 = 160 * 1024;
+
 /// How long to wait when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What all connections of a listener have in common.
+#[derive(Clone)]
+struct Server<H> {
+    config: Config,
+    handler: H,
+    stop: CancellationToken,
+    /// Connections, and the streams of those that speak HTTP/2.
+    tasks: TaskTracker,
+    metrics: ListenerMetrics,
+}
 
 /// The other end of a connection.
 #[derive(Debug)]
@@ -70,9 +108,11 @@ pub struct Config {
     pub name: &'static str,
     /// Connections at a time that have finished their handshake. Above it, new ones are closed.
     pub max_connections: usize,
-    /// Requests at a time on one HTTP/2 connection. All of kube-apiserver's users share one connection, so this must
-    /// not be what limits them.
+    /// Requests at a time on one HTTP/2 connection.
     pub max_streams: u32,
+    /// Requests on one HTTP/2 connection that were broken off before we came to read them. Above it the connection, which is
+    /// everybody's, is ended; such a request costs no more than one that is open.
+    pub max_resets: usize,
 }
 
 /// A bound socket with its TLS configuration.
@@ -95,8 +135,7 @@ impl Listener {
         config: Config,
         metrics: ListenerMetrics,
     ) -> std::io::Result<Self> {
-        let tcp = std::net::TcpListener::bind(address)?;
-        tcp.set_nonblocking(true)?;
+        let tcp = bind(address)?;
         Ok(Self { tcp, tls: TlsAcceptor::from(Arc::new(tls)), config, metrics })
     }
 
@@ -118,28 +157,42 @@ impl Listener {
         let Self { tcp, tls, config, metrics } = self;
         let tcp = TcpListener::from_std(tcp).expect("the socket was made non-blocking");
         let (handshakes, slots) = (semaphore(MAX_HANDSHAKES), semaphore(config.max_connections));
-        let connections = TaskTracker::new();
-        while let Some((stream, address, shaking_hands)) = accept(&tcp, &handshakes, &stop).await {
-            let (tls, slots, metrics) = (tls.clone(), Arc::clone(&slots), metrics.clone());
-            let (handler, stop) = (handler.clone(), stop.clone());
-            connections.spawn(async move {
+        let tasks = TaskTracker::new();
+        let server = Server { config, handler, stop, tasks, metrics };
+        while let Some((stream, address, shaking_hands)) = accept(&tcp, &handshakes, &server.stop).await {
+            let (tls, slots, server) = (tls.clone(), Arc::clone(&slots), server.clone());
+            server.tasks.clone().spawn(async move {
+                let (metrics, listener) = (server.metrics.clone(), config.name);
                 let connection = async {
                     let stream = handshake(stream, tls).await?;
                     let _slot = slots.try_acquire_owned().map_err(|_| "too_many_connections")?;
                     drop(shaking_hands);
-                    serve_connection(stream, address, config, handler, stop).await
+                    let peer = Peer { address, certificates: certificates(&stream) };
+                    server.serve_connection(stream, peer).await
                 };
                 if let Err(reason) = connection.await {
-                    debug!(listener = config.name, %address, reason, "connection refused");
-                    let labels = ListenerReason { listener: config.name, reason };
-                    metrics.refused_connections.get_or_create(&labels).inc();
+                    debug!(listener, %address, reason, "connection refused");
+                    metrics.refused_connections.get_or_create(&ListenerReason { listener, reason }).inc();
                 }
             });
         }
         drop(tcp);
-        connections.close();
-        connections.wait().await;
+        server.tasks.close();
+        server.tasks.wait().await;
     }
+}
+
+/// As `std` binds, but for what is set before, so that accepted sockets inherit it.
+fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(SEND_TIMEOUT))?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 fn semaphore(permits: usize) -> Arc<Semaphore> {
@@ -189,6 +242,11 @@ async fn speaks_plain_http(stream: &TcpStream) -> bool {
     matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase()
 }
 
+fn certificates(stream: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    certificates.iter().map(|certificate| certificate.clone().into_owned()).collect()
+}
+
 fn handshake_error(error: &std::io::Error) -> &'static str {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => "client_certificate",
@@ -196,47 +254,66 @@ fn handshake_error(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// Answers a peer's requests until one of both has enough. An error is the reason why there was no request.
-async fn serve_connection<H, F>(
-    stream: TlsStream<TcpStream>,
-    address: SocketAddr,
-    config: Config,
-    handler: H,
-    stop: CancellationToken,
-) -> Result<(), &'static str>
+// === impl Server ===
+
+impl<H, F> Server<H>
 where
     H: Fn(Arc<Peer>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
-    let peer = Arc::new(Peer { address, certificates });
-    let asked = CancellationToken::new();
-    let first_request = asked.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        first_request.cancel();
-        let headers_only = request.method() == Method::HEAD;
-        let answer = handler(Arc::clone(&peer), request);
-        async move {
-            let answer = answer.await;
-            Ok::<_, Infallible>(if headers_only { without_body(answer) } else { answer })
-        }
-    });
-    let protocols = protocols(config);
-    let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), service));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = overdue(&asked) => return Err("no_request"),
-        () = stop.cancelled() => {
-            // GOAWAY, or `Connection: close`: what is being answered is finished first.
+    /// Answers a peer's requests until one of both has enough. An error is the reason why there was no request.
+    async fn serve_connection<S>(self, stream: S, peer: Peer) -> Result<(), &'static str>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let Self { config, handler, stop, tasks, metrics } = self;
+        let (address, peer) = (peer.address, Arc::new(peer));
+        let asked = CancellationToken::new();
+        let first_request = asked.clone();
+        let service = service_fn(move |request| {
+            first_request.cancel();
+            let (handler, peer) = (handler.clone(), Arc::clone(&peer));
+            // hyper polls this, and nothing before it, in the scope that the exchange belongs to.
+            async move { Ok::<_, Infallible>(answer(handler, peer, request).await) }
+        });
+        let shared = Arc::<Shared>::default();
+        let protocols = protocols(config, Streams { tasks, connection: Arc::clone(&shared) });
+        let serving = async {
+            let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                result = connection.as_mut() => return Ok(result),
+                () = overdue(&asked) => return Err("no_request"),
+                () = stop.cancelled() => {}
+                retirement = shared.retirement() => {
+                    let reason = retirement.as_str();
+                    debug!(listener = config.name, %address, reason, "connection retired");
+                    metrics.retired_connections.get_or_create(&ListenerReason { listener: config.name, reason }).inc();
+                }
+            }
+            // GOAWAY, or `Connection: close`: what is being answered is finished first. The GOAWAY names no last request before
+            // the peer has seen it, so one that it meets on the way is answered too.
             connection.as_mut().graceful_shutdown();
-            connection.await
+            Ok(connection.await)
+        };
+        if let Some(Err(error)) = Arc::<Scope>::default().run(serving).await.transpose()? {
+            debug!(listener = config.name, %address, %error, "connection ended");
         }
-    };
-    if let Err(error) = result {
-        debug!(listener = config.name, %address, %error, "connection ended");
+        Ok(())
     }
-    Ok(())
+}
+
+async fn answer<H, F>(handler: H, peer: Arc<Peer>, mut request: Request<Incoming>) -> Response<Taken>
+where
+    H: Fn(Arc<Peer>, Request<Incoming>) -> F,
+    F: Future<Output = Response<Body>>,
+{
+    let exchange = Exchange::begin();
+    let headers_only = request.method() == Method::HEAD;
+    request.extensions_mut().insert(exchange.clone());
+    let answer = handler(peer, request).await;
+    exchange.answered();
+    let answer = if headers_only { without_body(answer) } else { answer };
+    answer.map(Taken::new)
 }
 
 /// Returns when the first request should have come and has not. hyper looks at the first bytes without a deadline.
@@ -256,8 +333,8 @@ fn without_body(answer: Response<Body>) -> Response<Body> {
     answer
 }
 
-fn protocols(config: Config) -> auto::Builder<TokioExecutor> {
-    let mut protocols = auto::Builder::new(TokioExecutor::new());
+fn protocols(config: Config, streams: Streams) -> auto::Builder<Streams> {
+    let mut protocols = auto::Builder::new(streams);
     protocols
         .http1()
         .timer(TokioTimer::new())
@@ -270,9 +347,12 @@ fn protocols(config: Config) -> auto::Builder<TokioExecutor> {
         .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(config.max_streams)
         // The default of 20 ends the connection, which is everybody's, if one user's storm of opening and breaking off meets
-        // a moment in which we do not read. A reset stream costs no more than one that is open.
-        .max_pending_accept_reset_streams(config.max_streams as usize)
+        // a moment in which we do not read.
+        .max_pending_accept_reset_streams(config.max_resets)
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_send_buf_size(MAX_SEND_BUFFER_BYTES);
     protocols
 }
+
+#[cfg(test)]
+mod tests;

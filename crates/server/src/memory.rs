@@ -13,6 +13,9 @@ use crate::watch;
 /// allocator keeps. An idle server takes less than half of it.
 const BASE_BYTES: u64 = 48 << 20;
 
+/// How many terms there are.
+pub const TERMS: usize = 8;
+
 /// One term of the sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Term {
@@ -23,7 +26,7 @@ pub struct Term {
 }
 
 /// The terms, for this configuration.
-pub fn bound(config: &Config) -> [Term; 8] {
+pub fn bound(config: &Config) -> [Term; TERMS] {
     let body = config.ingest.max_body_bytes;
     let batch = config.ingest.max_batch_bytes();
     let watches = config.watch.limits.watches as u64;
@@ -37,7 +40,7 @@ pub fn bound(config: &Config) -> [Term; 8] {
         // The newest batch stays even if it alone is over the bound.
         term("retained", (config.retain.retain_bytes as u64).max(batch)),
         // What classes keep, what connections send and what readers pin who take nothing.
-        term("frames", config.watch.frame_bytes() as u64),
+        term("frames", config.watch.frame_bytes as u64),
         term("watches", watches * watch::WATCH_BYTES),
         term("connections", connections * listener::CONNECTION_BYTES),
         term("deduplication", duplicates::MAX_BYTES as u64),

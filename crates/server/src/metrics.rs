@@ -12,6 +12,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::attribution::Dispute;
 use crate::ingest::truncate::Excess;
+use crate::listener::Retirement;
+use crate::memory::Term;
 use crate::rejection::IngestRejection;
 
 /// Content type of [`Metrics::scrape`].
@@ -21,6 +23,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    memory_bound: Family<Part, Gauge>,
     /// Of both listeners.
     pub listener: ListenerMetrics,
     /// Of ingest.
@@ -33,11 +36,13 @@ pub struct Metrics {
     pub access: AccessMetrics,
 }
 
-/// Connections that never became requests.
+/// What became of connections.
 #[derive(Debug, Clone, Default)]
 pub struct ListenerMetrics {
-    /// By listener (`api`, `webhook`) and reason.
+    /// Connections that never became requests, by listener (`api`, `webhook`) and reason.
     pub refused_connections: Family<ListenerReason, Counter>,
+    /// HTTP/2 connections that were told to take no more requests while they had some, by listener and reason.
+    pub retired_connections: Family<ListenerReason, Counter>,
 }
 
 /// What arrived from kube-apiserver.
@@ -87,6 +92,8 @@ pub struct WatchMetrics {
     pub ended: Family<Reason, Counter>,
     /// Bytes of frames handed to readers' connections.
     pub sent_bytes: Counter,
+    /// Bytes of frames that are written and not yet taken by a connection, as of the scrape.
+    pub frame_bytes: Gauge,
     /// Gaps announced to readers, by reason.
     pub gaps: Family<Reason, Counter>,
 }
@@ -109,6 +116,13 @@ pub struct Reason {
 
 /// A label.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Part {
+    /// A word of this program.
+    pub part: &'static str,
+}
+
+/// A label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Outcome {
     /// A word of this program.
     pub outcome: &'static str,
@@ -121,7 +135,7 @@ pub struct Code {
     pub code: u16,
 }
 
-/// Labels of a refused connection.
+/// Labels of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ListenerReason {
     /// Which listener.
@@ -141,15 +155,27 @@ impl Metrics {
         let mut registry = Registry::with_prefix("audit_stream");
         let (listener, ingest, bus) = (ListenerMetrics::default(), IngestMetrics::default(), BusMetrics::default());
         let (watch, access) = (WatchMetrics::default(), AccessMetrics::default());
-        exist_from_the_start(&ingest, &watch, &access);
+        exist_from_the_start(&listener, &ingest, &watch, &access);
         register_input(&mut registry, &listener, &ingest);
         register_bus(&mut registry, &bus);
         register_output(&mut registry, &watch, &access);
-        Self { registry, listener, ingest, bus, watch, access }
+        let memory_bound = Family::default();
+        let help = "What the process takes at most, by part; the sum is printed at start";
+        registry.register_with_unit("memory_bound", help, Unit::Bytes, memory_bound.clone());
+        Self { registry, memory_bound, listener, ingest, bus, watch, access }
     }
 
-    /// The text of a scrape. What is retained is counted now.
-    pub fn scrape<T>(&self, bus: &Bus<T>) -> String {
+    /// Says what the process takes at most.
+    pub fn set_memory_bound(&self, terms: &[Term]) {
+        for Term { name, bytes } in terms {
+            let gauge = self.memory_bound.get_or_create(&Part { part: name });
+            gauge.set(i64::try_from(*bytes).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// The text of a scrape. What is retained is counted now; `frame_bytes` is what is on its way to readers now.
+    pub fn scrape<T>(&self, bus: &Bus<T>, frame_bytes: usize) -> String {
+        self.watch.frame_bytes.set(i64::try_from(frame_bytes).unwrap_or(i64::MAX));
         let (bytes, age) = bus.retained();
         self.bus.retained_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.bus.retained_seconds.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
@@ -166,7 +192,19 @@ impl Default for Metrics {
 }
 
 /// A series that is born with its first count is one that no alert on an increase sees.
-fn exist_from_the_start(ingest: &IngestMetrics, watch: &WatchMetrics, access: &AccessMetrics) {
+fn exist_from_the_start(
+    listeners: &ListenerMetrics,
+    ingest: &IngestMetrics,
+    watch: &WatchMetrics,
+    access: &AccessMetrics,
+) {
+    // The webhook's listener serves no watches.
+    for (listener, retirement) in
+        [("api", Retirement::Watches), ("api", Retirement::Stuck), ("webhook", Retirement::Stuck)]
+    {
+        let labels = ListenerReason { listener, reason: retirement.as_str() };
+        drop(listeners.retired_connections.get_or_create(&labels));
+    }
     for reason in IngestRejection::REASONS {
         drop(ingest.rejected_requests.get_or_create(&Reason { reason }));
     }
@@ -192,6 +230,11 @@ fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &
         "refused_connections",
         "Connections that ended before a request, by listener and reason",
         listener.refused_connections.clone(),
+    );
+    registry.register(
+        "retired_connections",
+        "HTTP/2 connections that were told to take no more requests, by listener and reason",
+        listener.retired_connections.clone(),
     );
     let registry = registry.sub_registry_with_prefix("ingest");
     registry.register("batches", "Batches published", ingest.batches.clone());
@@ -264,6 +307,12 @@ fn register_output(registry: &mut Registry, watch: &WatchMetrics, access: &Acces
         Unit::Bytes,
         watch.sent_bytes.clone(),
     );
+    registry.register_with_unit(
+        "frame",
+        "Bytes of frames that are written and not yet taken by a connection",
+        Unit::Bytes,
+        watch.frame_bytes.clone(),
+    );
     registry.register("gaps", "Gaps announced to readers, by reason", watch.gaps.clone());
 }
 
@@ -279,7 +328,7 @@ mod tests {
     #[tokio::test]
     async fn what_ingest_counts_is_there_before_it_happens() {
         let bus = Arc::new(Bus::<()>::new(Config { retain_bytes: 1, retain_age: Duration::MAX }, 0));
-        let scrape = Metrics::new().scrape(&bus);
+        let scrape = Metrics::new().scrape(&bus, 0);
         let dropped = ["malformed", "oversize", "own_review"].map(|reason| ("dropped_events_total", reason));
         let truncated = ["depth", "size"].map(|reason| ("truncated_events_total", reason));
         let rejected = IngestRejection::REASONS.map(|reason| ("rejected_requests_total", reason));

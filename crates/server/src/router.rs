@@ -11,7 +11,6 @@ use audit_stream_bus::Bus;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, UPGRADE, WARNING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use percent_encoding::percent_decode_str;
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
@@ -20,7 +19,7 @@ use crate::authz::{Attributes, Authorizer, Grant, Lease};
 use crate::discovery::{Answer, Documents};
 use crate::health::Health;
 use crate::ingest::batch::Batch;
-use crate::listener::Peer;
+use crate::listener::{Exchange, Peer};
 use crate::metrics::{self, Code, Metrics};
 use crate::negotiation::{JSON_WATCH, accepts_json};
 use crate::rejection::Rejection;
@@ -118,8 +117,9 @@ impl Router {
                 let grant = self.authorize(&user, &attributes).await?;
                 check_verb(request.method(), verb, route.resource, &part)?;
                 let options = watch_options(request.headers(), query, route.resource, &part)?;
-                let cut = CancellationToken::new();
-                let reader = Reader { username: user.name, attributes, audit_id: audit_id.to_owned(), cut };
+                let exchange = request.extensions().get::<Exchange>().expect("each request of a listener has one");
+                let (username, audit_id) = (user.name, audit_id.to_owned());
+                let reader = Reader { username, attributes, audit_id, exchange: exchange.clone() };
                 self.watch(reader, grant, route, &options).await
             }
         }
@@ -152,7 +152,7 @@ impl Router {
     }
 
     fn scrape(&self) -> Response<Body> {
-        let mut response = Response::new(wire::whole(self.metrics.scrape(&self.bus)));
+        let mut response = Response::new(wire::whole(self.metrics.scrape(&self.bus, self.watches.frame_bytes())));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         response

@@ -33,17 +33,19 @@ use crate::certs::{self, PairFiles, TlsMinVersion};
 use crate::discovery::Documents;
 use crate::health::Health;
 use crate::ingest::{self, Ingest};
-use crate::listener::{self, Listener, Peer};
+use crate::listener::{self, Exchange, Listener, Peer};
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::watch::{self, Dispatcher, Watches};
 
-/// Beyond the watches, an HTTP/2 connection carries discovery, OpenAPI and health; upstream's own limit is 1000 in all.
-/// A stream without a watch costs its headers while it is answered: 1000 × 64 KiB at the very worst.
-const SPARE_STREAMS: u32 = 1000;
-
-/// HTTP/1.1 takes a connection for each watch.
+/// Beyond the watches. HTTP/1.1 takes a connection for each, and so at the very worst does HTTP/2: a connection that is retired
+/// lives on with the last watch that it has, and has at least one.
 const SPARE_CONNECTIONS: usize = 1000;
+
+/// As many as there may be watches by default: all of them broken off at once are no reason to end a connection. Each costs
+/// its headers until it is read: 10,000 × 64 KiB at the very worst.
+const MAX_RESETS: usize = 10_000;
 
 /// A kube-apiserver keeps one HTTP/2 connection; 32 sources with some that have not noticed yet that theirs is gone.
 const MAX_WEBHOOK_CONNECTIONS: usize = 128;
@@ -90,6 +92,13 @@ pub struct Config {
     pub shutdown_grace: Duration,
 }
 
+impl Config {
+    /// Of the API's listener, at a time.
+    pub fn max_connections(&self) -> usize {
+        self.watch.limits.watches.saturating_add(SPARE_CONNECTIONS)
+    }
+}
+
 /// A server whose sockets are bound and whose files are read. Nothing is answered before [`Server::run`].
 pub struct Server {
     api: Listener,
@@ -100,6 +109,7 @@ pub struct Server {
     upkeep: BoxFuture<'static, ()>,
     health: Arc<Health>,
     dispatcher: Dispatcher,
+    memory: [memory::Term; memory::TERMS],
     /// Cancelled, it ends watches and listeners.
     end: CancellationToken,
     shutdown_delay: Duration,
@@ -113,6 +123,8 @@ impl Server {
     /// If a file cannot be used, naming it and its flag, or an address cannot be bound.
     pub async fn bind(config: Config) -> Result<Self> {
         let metrics = Arc::new(Metrics::new());
+        let memory = memory::bound(&config);
+        metrics.set_memory_bound(&memory);
         let (api, webhook) = bind_listeners(&config, &metrics)?;
         let authentication_client =
             client(config.authentication_kubeconfig.as_deref(), "--authentication-kubeconfig").await?;
@@ -147,6 +159,7 @@ impl Server {
             ingest: Arc::new(ingest),
             upkeep: upkeep.map(drop).boxed(),
             dispatcher,
+            memory,
             health,
             end,
             shutdown_delay: config.shutdown_delay,
@@ -171,9 +184,10 @@ impl Server {
         let (health, end) = (Arc::clone(&self.health), self.end.clone());
         // Also where the caller drops this future: the webhook's thread would otherwise go on without it.
         let _end_with_us = end.clone().drop_guard();
-        let (delay, grace) = (self.shutdown_delay, self.shutdown_grace);
+        let (delay, grace, memory) = (self.shutdown_delay, self.shutdown_grace, self.memory);
         let mut parts = self.start()?;
         info!(%address, %webhook_address, "serving");
+        memory::print(&memory);
 
         tokio::select! {
             () = stop.cancelled() => {}
@@ -206,7 +220,8 @@ impl Server {
             let router = Arc::clone(&router);
             let (head, body) = request.into_parts();
             if !body.is_end_stream() {
-                bodies.spawn(read_and_forget(body));
+                let exchange = head.extensions.get::<Exchange>().expect("each request of a listener has one").clone();
+                bodies.spawn(async move { exchange.unless_cut(read_and_forget(body)).await });
             }
             async move { router.handle(&peer, Request::from_parts(head, ())).await }
         };
@@ -253,13 +268,15 @@ fn bind_listeners(config: &Config, metrics: &Metrics) -> Result<(Listener, Liste
             .context("--webhook-client-ca-file, --webhook-tls-cert-file, --webhook-tls-private-key-file")?;
     let api_config = listener::Config {
         name: "api",
-        max_connections: config.watch.limits.watches + SPARE_CONNECTIONS,
-        max_streams: u32::try_from(config.watch.limits.watches).unwrap_or(u32::MAX).saturating_add(SPARE_STREAMS),
+        max_connections: config.max_connections(),
+        max_streams: listener::STREAMS_PER_CONNECTION,
+        max_resets: MAX_RESETS,
     };
     let webhook_config = listener::Config {
         name: "webhook",
         max_connections: MAX_WEBHOOK_CONNECTIONS,
         max_streams: MAX_WEBHOOK_STREAMS,
+        max_resets: MAX_WEBHOOK_STREAMS as usize,
     };
     let api = Listener::bind(config.address, tls, api_config, metrics.listener.clone());
     let api = api.with_context(|| format!("--bind-address, --secure-port: cannot bind {}", config.address))?;

@@ -26,6 +26,7 @@ use tracing::info;
 
 use crate::authz::{Attributes, Lease, Refusal};
 use crate::ingest::batch::Batch;
+use crate::listener::Exchange;
 use crate::metrics::{WatchMetrics, count};
 use crate::rejection::Rejection;
 use crate::view;
@@ -57,14 +58,20 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 const STALLED_WITHOUT_ROOM: Duration = Duration::from_secs(1);
 
 /// Less would not hold the largest frames of a few readers.
-const MIN_FRAME_BYTES: usize = 8 << 20;
+pub const MIN_FRAME_BYTES: usize = 8 << 20;
+
+/// What one watch takes, beside its connection and the frames on their way.
+///
+/// Some 3 KB for itself and its HTTP/2 stream; its class, if nobody shares it; and the question whether its reader still may,
+/// with room for a reader in many groups.
+pub const WATCH_BYTES: u64 = 16 * 1024;
 
 /// What readers may have.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
     /// How many watches.
     pub limits: Limits,
-    /// Bytes of frames that are written and not yet taken by a connection.
+    /// Bytes of frames that are written and not yet taken by a connection. At least [`MIN_FRAME_BYTES`].
     pub frame_bytes: usize,
     /// Whether a watch may begin with what is retained.
     pub replay: bool,
@@ -99,8 +106,8 @@ pub struct Reader {
     pub attributes: Attributes,
     /// Joins the log with the cluster's audit log.
     pub audit_id: String,
-    /// Ends the exchange, whatever the reader takes.
-    pub cut: CancellationToken,
+    /// By which the watch can be ended whatever the reader takes.
+    pub exchange: Exchange,
 }
 
 /// One open watch. Dropping it ends it.
@@ -160,7 +167,7 @@ impl Watches {
         metrics: WatchMetrics,
     ) -> (Self, Dispatcher) {
         let cursor = bus.subscribe();
-        let budget = Budget::new(config.frame_bytes.max(MIN_FRAME_BYTES));
+        let budget = Budget::new(config.frame_bytes);
         let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, MEMORY, cursor.position()));
         let slots = Arc::new(Slots::new(config.limits));
         let dispatcher = Dispatcher { cursor, classes: Arc::clone(&classes), slots: Arc::clone(&slots) };
@@ -192,7 +199,7 @@ impl Watches {
             namespace: member.key().route.namespace.clone(),
             class_id: member.class_id(),
         };
-        let slot = self.slots.take(holder, reader.cut.clone()).map_err(Rejection::TooManyWatches)?;
+        let slot = self.slots.take(holder, reader.exchange.clone()).map_err(Rejection::TooManyWatches)?;
         let (at, refused) = match self.start(&member, options).await {
             Ok(at) => (at, None),
             Err(expired) => (self.bus.head(), Some(expired)),
@@ -217,6 +224,7 @@ impl Watches {
             reader,
             slot,
         };
+        watch.reader.exchange.becomes_watch();
         watch.opened();
         watch.schedule_bookmark();
         match refused {

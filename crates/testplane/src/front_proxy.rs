@@ -17,7 +17,7 @@ pub(crate) mod tests;
 mod user;
 mod watch;
 
-pub use client::{Client, Protocol, Response, Target, request};
+pub use client::{Client, Protocol, Response, Target, Windows, request};
 pub use user::ProxiedUser;
 pub use watch::{Lines, Watch, WatchError};
 
@@ -39,7 +39,14 @@ impl FrontProxy {
         identity: &Identity,
         protocol: Protocol,
     ) -> Result<Self> {
-        let target = Target::new(address, serving_ca_pem, server_name).identity(identity).protocol(protocol);
+        Self::through(Target::new(address, serving_ca_pem, server_name).identity(identity).protocol(protocol)).await
+    }
+
+    /// Connects as the target says.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn through(target: Target) -> Result<Self> {
         Ok(Self { client: Client::connect(target).await? })
     }
 

@@ -59,7 +59,7 @@ fn paths() {
 
 const ONE_WATCH: watch::Config = watch::Config {
     limits: watch::Limits { watches: 1, per_user: 1, per_namespace: 1, classes_per_user: 1 },
-    frame_bytes: 0,
+    frame_bytes: watch::MIN_FRAME_BYTES,
     replay: true,
 };
 
@@ -91,6 +91,7 @@ impl Stage {
 
     async fn ask(&self, method: &str, uri: &str, headers: &[(&'static str, &str)]) -> Response<Body> {
         let mut request = Request::builder().method(method).uri(uri).header("x-remote-user", "alice");
+        request = request.extension(Exchange::detached());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

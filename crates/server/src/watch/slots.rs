@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+
+use crate::listener::Exchange;
 
 /// How many watches there may be.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +64,8 @@ struct User {
 struct Progress {
     /// When the connection was handed something, until it comes back.
     handed_over: Mutex<Option<Instant>>,
-    /// Ends the exchange whatever its peer takes.
-    cut: CancellationToken,
+    /// Can be ended whatever its peer takes.
+    exchange: Exchange,
 }
 
 /// Whose watch a slot is for.
@@ -91,16 +92,16 @@ impl Slots {
         Self { limits, taken: Mutex::default() }
     }
 
-    /// A place; `cut` is how its exchange can be ended.
+    /// A place; `exchange` is the watch's.
     ///
     /// # Errors
     /// If a limit is reached.
-    pub(super) fn take(self: &Arc<Self>, holder: Holder, cut: CancellationToken) -> Result<Slot, Full> {
+    pub(super) fn take(self: &Arc<Self>, holder: Holder, exchange: Exchange) -> Result<Slot, Full> {
         let mut taken = self.lock();
         self.check(&taken, &holder)?;
         let id = taken.next_id;
         taken.next_id += 1;
-        let progress = Arc::new(Progress { handed_over: Mutex::default(), cut });
+        let progress = Arc::new(Progress { handed_over: Mutex::default(), exchange });
         taken.progress.insert(id, Arc::clone(&progress));
         let user = taken.users.entry(holder.user.clone()).or_default();
         user.watches += 1;
@@ -135,7 +136,7 @@ impl Slots {
     pub(super) fn cut_stalled(&self, for_as_long_as: Duration) {
         let taken = self.lock();
         let stalled = taken.progress.values().filter(|progress| progress.stalled() >= Some(for_as_long_as));
-        stalled.for_each(|progress| progress.cut.cancel());
+        stalled.for_each(|progress| progress.exchange.cut());
     }
 
     /// How many watches there are.
@@ -177,7 +178,7 @@ impl Slot {
 
     /// Whether the watch was cut.
     pub(super) fn is_cut(&self) -> bool {
-        self.progress.cut.is_cancelled()
+        self.progress.exchange.is_cut()
     }
 
     /// The places that this is one of.
@@ -222,7 +223,7 @@ mod tests {
 
     fn take(slots: &Arc<Slots>, user: &str, namespace: Option<&str>, class_id: u64) -> Result<Slot, Full> {
         let holder = Holder { user: user.to_owned(), namespace: namespace.map(str::to_owned), class_id };
-        slots.take(holder, CancellationToken::new())
+        slots.take(holder, Exchange::detached())
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Stage {
     fn retaining(retain_bytes: usize) -> Self {
         let bus = Arc::new(Bus::new(Retain { retain_bytes, retain_age: Duration::MAX }, 1_000_000));
         let (closing, reviewer) = (CancellationToken::new(), Reviewer::new(Verdict::Allow));
-        let config = Config { limits: LIMITS, frame_bytes: 0, replay: true };
+        let config = Config { limits: LIMITS, frame_bytes: MIN_FRAME_BYTES, replay: true };
         let (watches, dispatcher) = Watches::new(Arc::clone(&bus), config, closing.clone(), WatchMetrics::default());
         let authorizer = reviewer.authorizer();
         let mut running = JoinSet::new();
@@ -59,8 +59,8 @@ impl Stage {
         let options = WatchOptions::parse(query, route.resource).unwrap();
         let key = ClassKey { route, selector: options.selector.clone() };
         let lease = Lease::new(Arc::clone(&self.authorizer), grant);
-        let cut = CancellationToken::new();
-        let reader = Reader { username: user.name, attributes, audit_id: "x".to_owned(), cut };
+        let (audit_id, exchange) = ("x".to_owned(), Exchange::detached());
+        let reader = Reader { username: user.name, attributes, audit_id, exchange };
         self.watches.open(key, &options, lease, reader).await
     }
 

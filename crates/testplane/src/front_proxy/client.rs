@@ -30,13 +30,10 @@ use crate::pki::Identity;
 use crate::tasks::Tasks;
 use crate::tls;
 
-// What Go's HTTP/2 transport grants its peer: kube-apiserver buffers this much for readers that do not read.
-const CONNECTION_WINDOW: u32 = 1 << 30;
-const STREAM_WINDOW: u32 = 4 << 20;
 const MAX_HEADER_LIST: u32 = 10 << 20;
 // Above every deadline that the server promises, so that a server that hangs fails its test and not the test run.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-const MAX_RESENDS: usize = 3;
+const MAX_RESENDS: usize = 6;
 
 /// The HTTP version that a client offers in ALPN; it accepts no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +53,16 @@ pub struct Target {
     pub(crate) identity: Option<Identity>,
     protocol: Protocol,
     resume_sessions: bool,
+    windows: Windows,
+}
+
+/// How much an HTTP/2 server may send that nobody has read: in all, and of one answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Windows {
+    /// Bytes of the connection.
+    pub connection: u32,
+    /// Bytes of a stream.
+    pub stream: u32,
 }
 
 /// An HTTP client over TLS. Clones share the connection, which closes with the last of them and of their watches.
@@ -68,9 +75,16 @@ struct Inner {
     target: Target,
     tls: TlsConnector,
     // Held while dialing, so that requests that start together share the connection.
-    http2: Mutex<Option<http2::SendRequest<Full<Bytes>>>>,
+    http2: Mutex<Option<Http2>>,
     dialed: AtomicUsize,
     tasks: Tasks,
+}
+
+#[derive(Clone)]
+struct Http2 {
+    // Which of the client's connections it is.
+    number: usize,
+    sender: http2::SendRequest<Full<Bytes>>,
 }
 
 /// A complete answer.
@@ -95,6 +109,7 @@ impl Target {
             identity: None,
             protocol: Protocol::Http2,
             resume_sessions: false,
+            windows: Windows::GO,
         }
     }
 
@@ -119,6 +134,13 @@ impl Target {
         self
     }
 
+    /// Grants other windows than Go's.
+    #[must_use]
+    pub fn windows(mut self, windows: Windows) -> Self {
+        self.windows = windows;
+        self
+    }
+
     pub(crate) fn tls(&self) -> Result<TlsConnector> {
         let alpn: &[&[u8]] = match self.protocol {
             Protocol::Http1 => &[b"http/1.1"],
@@ -135,6 +157,11 @@ impl Target {
         let name = ServerName::try_from(self.server_name.clone()).context("not a server name")?;
         tls.connect(name, tcp).await.with_context(|| format!("TLS handshake with {address} failed"))
     }
+}
+
+impl Windows {
+    /// What Go's HTTP/2 transport grants its peer: kube-apiserver buffers this much for readers that do not read.
+    pub const GO: Self = Self { connection: 1 << 30, stream: 4 << 20 };
 }
 
 impl Client {
@@ -155,7 +182,7 @@ impl Client {
             }),
         };
         match client.protocol() {
-            Protocol::Http2 => drop(client.http2_sender().await?),
+            Protocol::Http2 => drop(client.http2().await?),
             Protocol::Http1 => drop(client.http1_sender().await?),
         }
         Ok(client)
@@ -238,7 +265,7 @@ impl Client {
     async fn open_http2(&self, request: Request<Full<Bytes>>) -> Result<http::Response<Incoming>> {
         let mut resends = 0;
         loop {
-            let mut sender = self.http2_sender().await?;
+            let Http2 { number, mut sender } = self.http2().await?;
             let mut failure = match sender.try_send_request(request.clone()).await {
                 Ok(response) => return Ok(response),
                 Err(failure) => failure,
@@ -248,26 +275,27 @@ impl Client {
                 return Err(failure.into_error()).context("the request failed");
             }
             resends += 1;
-            self.reconnect().await;
+            self.inner.http2.lock().await.take_if(|current| current.number == number);
         }
     }
 
-    async fn http2_sender(&self) -> Result<http2::SendRequest<Full<Bytes>>> {
+    async fn http2(&self) -> Result<Http2> {
         let mut slot = self.inner.http2.lock().await;
-        if let Some(sender) = slot.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+        if let Some(current) = slot.as_ref().filter(|current| !current.sender.is_closed()) {
+            return Ok(current.clone());
         }
         let executor = self.inner.tasks.executor();
+        let windows = self.inner.target.windows;
         let (sender, connection) = http2::Builder::new(executor.clone())
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(windows.connection)
+            .initial_stream_window_size(windows.stream)
             .max_header_list_size(MAX_HEADER_LIST)
             .handshake(TokioIo::new(self.dial(b"h2").await?))
             .await
             .context("HTTP/2 handshake failed")?;
         executor.spawn(connection);
-        *slot = Some(sender.clone());
-        Ok(sender)
+        let number = self.connections();
+        Ok(slot.insert(Http2 { number, sender }).clone())
     }
 
     async fn http1_sender(&self) -> Result<http1::SendRequest<Full<Bytes>>> {
@@ -327,8 +355,11 @@ pub fn request(
 }
 
 // Go's transport sends a request again when the peer refused its stream or said GOAWAY below it. hyper keeps these two
-// facts in the text of its cause, h2's error type being private to it.
+// facts in the text of its cause, h2's error type being private to it. Where all of the peer's streams are taken, Go's
+// transport opens another connection; hyper waits for one, and drops who waits when a GOAWAY comes.
 fn says_untouched(error: &hyper::Error) -> bool {
     let text = format!("{error:?}");
-    text.contains("REFUSED_STREAM") || (text.contains("GoAway") && text.contains("NO_ERROR"))
+    text.contains("DispatchGone")
+        || text.contains("REFUSED_STREAM")
+        || (text.contains("GoAway") && text.contains("NO_ERROR"))
 }

@@ -1,0 +1,230 @@
+//! One request and its answer, as its connection sees it: how it is ended at any time, and when its connection takes no more.
+//!
+//! kube-apiserver sends the requests of all its users over one HTTP/2 connection, and grants that connection 1 GiB that it
+//! has not passed on yet, each stream of it 4 MiB. What a user does not read fills its stream's part, and that is not given
+//! back when we end or reset the stream, only when the user leaves. So 256 streams that nobody reads, open or long over,
+//! would leave nothing for anybody else's requests, discovery and with it the deletion of namespaces among them. A
+//! connection therefore takes a number of watches that cannot fill it, and is then *retired*: a GOAWAY without an error
+//! makes kube-apiserver open another for new requests, and what runs on this one goes on until it ends.
+//!
+//! hyper polls a body only while its stream can take something, so a body cannot end itself when its reader takes nothing.
+//! Whoever holds the [`Exchange`] can.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, SetOnce};
+use tokio::task_local;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Watches that an HTTP/2 connection takes in its whole life: 200 × 4 MiB = 800 MiB of the 1 GiB that kube-apiserver grants.
+pub const WATCHES_PER_CONNECTION: usize = 200;
+
+/// Streams at a time on such a connection.
+///
+/// Watches that meet the retirement are served here too, so 40 more at the worst: 240 × 4 MiB = 960 MiB. Go's clients open
+/// another connection instead of waiting for a stream.
+pub const STREAMS_PER_CONNECTION: u32 = 240;
+
+/// An answer that is no watch is small, and its connection takes it at once. One that has not after this long found no room.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// kube-apiserver waits no longer for anything but a watch (`--request-timeout`), so there is nobody left to take it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One request and its answer. Clones are the same one; each request carries it among its extensions.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    scope: Arc<Scope>,
+    /// Which of its scope's, from 1.
+    number: usize,
+}
+
+/// Why a connection takes no more requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retirement {
+    /// It has had [`WATCHES_PER_CONNECTION`].
+    Watches,
+    /// It had no room for an answer.
+    Stuck,
+}
+
+/// What the exchanges of one HTTP/2 connection share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    watches: AtomicUsize,
+    retirement: SetOnce<Retirement>,
+}
+
+/// Runs the streams of one HTTP/2 connection, each in a task of its listener.
+#[derive(Clone)]
+pub(super) struct Streams {
+    pub(super) tasks: TaskTracker,
+    pub(super) connection: Arc<Shared>,
+}
+
+/// What is dropped when an exchange is cut: its HTTP/2 stream, or its HTTP/1.1 connection.
+#[derive(Debug, Default)]
+pub(super) struct Scope {
+    cut: CancellationToken,
+    /// Exchanges begun: one on a stream; on a connection one after the other, so that the last is the one that goes on.
+    begun: AtomicUsize,
+    /// `None` for a connection.
+    stream: Option<Stream>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    connection: Arc<Shared>,
+    is_watch: AtomicBool,
+    /// That there is an answer, and not to a watch.
+    answered: Notify,
+}
+
+task_local! {
+    /// Whose requests the running task answers.
+    static SCOPE: Arc<Scope>;
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    /// The one of a request that is being answered in a [`Scope`].
+    pub(super) fn begin() -> Self {
+        let scope = SCOPE.with(Arc::clone);
+        let number = scope.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { scope, number }
+    }
+
+    /// Ends it at once, however little its peer takes: over HTTP/2 its stream is reset (`CANCEL`) and no other is touched,
+    /// over HTTP/1.1 its connection is closed. What was queued for it is freed; on an HTTP/2 connection that takes nothing at
+    /// all, not even frames without data, as late as that is given up, within 45 s. Does nothing to one that is over.
+    pub fn cut(&self) {
+        if self.scope.begun.load(Ordering::Relaxed) == self.number {
+            self.scope.cut.cancel();
+        }
+    }
+
+    /// Whether it was cut.
+    pub fn is_cut(&self) -> bool {
+        self.scope.cut.is_cancelled()
+    }
+
+    /// One that belongs to no connection, for tests of those who hold it.
+    #[cfg(test)]
+    pub(crate) fn detached() -> Self {
+        let scope = Scope::default();
+        scope.begun.store(1, Ordering::Relaxed);
+        Self { scope: Arc::new(scope), number: 1 }
+    }
+
+    /// Says that its answer is a watch: that may take forever, and is counted against its HTTP/2 connection.
+    pub fn becomes_watch(&self) {
+        let Some(stream) = &self.scope.stream else { return };
+        if !stream.is_watch.swap(true, Ordering::Relaxed) {
+            stream.connection.count_watch();
+        }
+    }
+
+    /// Does something for it, such as reading its request's body, until it is cut. A stream that somebody still reads from
+    /// is not reset.
+    pub async fn unless_cut(&self, work: impl Future<Output = ()>) {
+        self.scope.cut.run_until_cancelled(work).await;
+    }
+
+    /// Says that its answer is complete but for the body.
+    pub(super) fn answered(&self) {
+        if let Some(stream) = &self.scope.stream
+            && !stream.is_watch.load(Ordering::Relaxed)
+        {
+            stream.answered.notify_one();
+        }
+    }
+}
+
+// === impl Retirement ===
+
+impl Retirement {
+    /// All.
+    pub const ALL: [Self; 2] = [Self::Watches, Self::Stuck];
+
+    /// The word in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Watches => "watches",
+            Self::Stuck => "stuck",
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Returns when the connection should take no more requests.
+    pub(super) async fn retirement(&self) -> Retirement {
+        *self.retirement.wait().await
+    }
+
+    fn count_watch(&self) {
+        if self.watches.fetch_add(1, Ordering::Relaxed) + 1 == WATCHES_PER_CONNECTION {
+            self.retire(Retirement::Watches);
+        }
+    }
+
+    fn retire(&self, reason: Retirement) {
+        // The first reason is the one that counts.
+        let _ = self.retirement.set(reason);
+    }
+}
+
+// === impl Streams ===
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let scope = Arc::new(Scope::of_stream(Arc::clone(&self.connection)));
+        self.tasks.spawn(async move {
+            let whole = see_through(&scope, stream);
+            Arc::clone(&scope).run(whole).await;
+        });
+    }
+}
+
+/// Runs a stream until its connection has taken its answer. One that is not taken retires the connection, and is dropped in
+/// the end, so that a retired connection lives no longer than its last watch.
+async fn see_through(scope: &Scope, stream: impl Future<Output = ()>) {
+    let mut stream = pin!(stream);
+    let Some(Stream { connection, answered, .. }) = &scope.stream else { return stream.await };
+    tokio::select! {
+        biased;
+        () = stream.as_mut() => return,
+        () = answered.notified() => {}
+    }
+    if timeout(TAKEN_WITHIN, stream.as_mut()).await.is_ok() {
+        return;
+    }
+    connection.retire(Retirement::Stuck);
+    let _ = timeout(ANSWER_TIMEOUT - TAKEN_WITHIN, stream).await;
+}
+
+// === impl Scope ===
+
+impl Scope {
+    fn of_stream(connection: Arc<Shared>) -> Self {
+        let stream = Stream { connection, is_watch: AtomicBool::new(false), answered: Notify::new() };
+        Self { stream: Some(stream), ..Self::default() }
+    }
+
+    /// Runs what the exchanges that begin meanwhile are dropped with; `None` if one was cut.
+    pub(super) async fn run<F: Future>(self: Arc<Self>, work: F) -> Option<F::Output> {
+        let cut = self.cut.clone();
+        cut.run_until_cancelled(SCOPE.scope(self, work)).await
+    }
+}
