@@ -203,11 +203,6 @@ impl Client {
         self.inner.dialed.load(Ordering::Relaxed)
     }
 
-    /// Makes the next request dial anew. Streams on the old connection go on until they end.
-    pub async fn reconnect(&self) {
-        self.inner.http2.lock().await.take();
-    }
-
     /// GETs `path_and_query` exactly as written.
     ///
     /// # Errors
