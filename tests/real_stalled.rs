@@ -20,8 +20,11 @@ const WATCHES_PER_USER: usize = 10;
 const BATCH_EVENTS: usize = 400;
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Longer than it takes until a watch that takes nothing is over, which is 30 s.
-const FLOOD_BATCHES: usize = 380;
+/// Some twenty seconds: longer than it takes to fill all windows.
+const FLOOD_BATCHES: usize = 200;
+
+/// How long a watch has taken nothing when it is over.
+const OVER_AFTER: Duration = Duration::from_secs(30);
 
 /// How long discovery may take, whatever readers do.
 const DISCOVERY_WITHIN: Duration = Duration::from_secs(1);
@@ -52,6 +55,7 @@ async fn readers_that_never_read_cost_nobody_else() -> Result<()> {
     tasks.join_next().await.context("it was spawned")???;
     println!("slowest discovery: {slowest_discovery:?}");
 
+    sleep(OVER_AFTER).await;
     // All at once: those of a user share a connection, on which what one does not read keeps it from the others.
     let mut ends = JoinSet::new();
     stalled.into_iter().for_each(|watch| drop(ends.spawn(end(watch))));
