@@ -16,6 +16,7 @@ mod real_cluster;
 mod real_first_light;
 mod real_hostile;
 mod real_lifecycle;
+mod real_memory;
 mod real_stalled;
 mod refusals;
 mod shared_connection;

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use audit_stream_testplane::audit_stream::AuditStream;
-use audit_stream_testplane::control_plane::{AuditPolicy, ControlPlane, Options};
-use audit_stream_testplane::front_proxy::{Client, Target};
+use audit_stream_testplane::control_plane::{
+    AuditPolicy, ControlPlane, FRONT_PROXY, Options, SERVING_NAME, WEBHOOK_CLIENT,
+};
+use audit_stream_testplane::front_proxy::{Client, FrontProxy, Protocol, Target};
 use audit_stream_testplane::kubectl::{Kubectl, Stream};
 use audit_stream_testplane::manifests;
 use serde_json::Value;
@@ -18,6 +20,9 @@ pub const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// The ClusterRole that ships beside the manifests, for readers of one namespace.
 const NAMESPACE_WATCHER: &str = "audit-stream-namespace-watcher";
+
+/// The same for readers of everything.
+const CLUSTER_WATCHER: &str = "audit-stream-cluster-watcher";
 
 /// A control plane with audit-stream installed from its manifests, and running.
 pub struct Cluster {
@@ -45,9 +50,18 @@ impl Cluster {
 
     /// The same with another audit policy than the sample.
     pub async fn start_recording(audit_policy: AuditPolicy) -> Result<Self> {
+        Self::start_as(audit_policy, &["--logging-format=json"]).await
+    }
+
+    /// The same with flags of audit-stream's.
+    pub async fn start_with(flags: &[&str]) -> Result<Self> {
+        Self::start_as(AuditPolicy::Sample, flags).await
+    }
+
+    async fn start_as(audit_policy: AuditPolicy, flags: &[&str]) -> Result<Self> {
         let plane = ControlPlane::start(Options { audit_policy, ..Options::default() }).await?;
         manifests::apply(&plane).await?;
-        let server = AuditStream::start(&plane, &["--logging-format=json"]).await?;
+        let server = AuditStream::start(&plane, flags).await?;
         manifests::wait_until_available(&plane).await?;
         Ok(Self { plane, server: Some(server) })
     }
@@ -88,6 +102,29 @@ impl Cluster {
     /// Lets a person read a namespace's events.
     pub async fn let_watch(&self, person: &Person, namespace: &str) -> Result<()> {
         self.grant(person, NAMESPACE_WATCHER, namespace).await
+    }
+
+    /// Lets a group read everything.
+    pub async fn let_group_watch_all(&self, group: &str) -> Result<()> {
+        let (role, group_flag) = (format!("--clusterrole={CLUSTER_WATCHER}"), format!("--group={group}"));
+        self.plane.admin().run(&["create", "clusterrolebinding", group, &role, &group_flag]).await?.success()?;
+        Ok(())
+    }
+
+    /// A second kube-apiserver of this cluster, which reports to the webhook what a test makes up.
+    pub async fn webhook(&self) -> Result<Client> {
+        let trust = self.plane.trust();
+        let address = ([127, 0, 0, 1], self.plane.ports().webhook).into();
+        let target = Target::new(address, trust.serving.certificate_pem(), SERVING_NAME);
+        Client::connect(target.identity(&trust.webhook.client(WEBHOOK_CLIENT, &[]))).await
+    }
+
+    /// Its front proxy, for any user, without kube-apiserver in between.
+    pub async fn front_proxy(&self, protocol: Protocol) -> Result<FrontProxy> {
+        let trust = self.plane.trust();
+        let address = ([127, 0, 0, 1], self.plane.ports().secure).into();
+        let identity = trust.front_proxy.client(FRONT_PROXY, &[]);
+        FrontProxy::connect(address, trust.serving.certificate_pem(), SERVING_NAME, &identity, protocol).await
     }
 
     /// What kube-apiserver itself recorded, waiting until `complete` says that all is there.

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use audit_stream_testplane::control_plane::{SERVING_NAME, WEBHOOK_CLIENT};
 use audit_stream_testplane::events::{event, event_list};
-use audit_stream_testplane::front_proxy::{Client, Target, Watch, request};
+use audit_stream_testplane::front_proxy::{Client, Watch, request};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -48,7 +47,7 @@ async fn readers_that_never_read_cost_nobody_else() -> Result<()> {
 
     let mut tasks = JoinSet::new();
     tasks.spawn(read_all(healthy));
-    let webhook = webhook(&cluster).await?;
+    let webhook = cluster.webhook().await?;
     let mut flood = JoinSet::new();
     flood.spawn(async move { post_flood(&webhook).await });
     let slowest_discovery = discover_until(&admin, &mut flood).await?;
@@ -82,14 +81,6 @@ async fn watch(client: &Client, path: &str) -> Result<Watch> {
         Ok(watch) => Ok(watch),
         Err(refusal) => bail!("{path}: {} {}", refusal.status, refusal.body),
     }
-}
-
-/// A second kube-apiserver of this cluster, which has more to report than the first.
-async fn webhook(cluster: &Cluster) -> Result<Client> {
-    let trust = cluster.plane.trust();
-    let address = ([127, 0, 0, 1], cluster.plane.ports().webhook).into();
-    let target = Target::new(address, trust.serving.certificate_pem(), SERVING_NAME);
-    Client::connect(target.identity(&trust.webhook.client(WEBHOOK_CLIENT, &[]))).await
 }
 
 async fn post_flood(webhook: &Client) -> Result<()> {
