@@ -35,9 +35,7 @@ const BATCH_EVENTS: usize = 3_000;
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_stays_within_what_is_printed_at_start() -> Result<()> {
     let cluster = Cluster::start_with(&FLAGS).await?;
-    let bind =
-        ["create", "clusterrolebinding", "stalled", "--clusterrole=audit-stream-cluster-watcher", "--group=stalled"];
-    cluster.plane.admin().run(&bind).await?.success()?;
+    cluster.let_group_watch_all("stalled").await?;
     let server = cluster.server.as_ref().context("it runs")?;
     let bound = printed_bound(server)?;
     let stalled = open_stalled(&cluster).await?;

@@ -38,9 +38,7 @@ const DISCOVERY: &str = "/apis/audit.k8s.io/v1";
 async fn readers_that_never_read_cost_nobody_else() -> Result<()> {
     let cluster = Cluster::start().await?;
     cluster.namespace("shop").await?;
-    let bind =
-        ["create", "clusterrolebinding", "stalled", "--clusterrole=audit-stream-cluster-watcher", "--group=stalled"];
-    cluster.plane.admin().run(&bind).await?.success()?;
+    cluster.let_group_watch_all("stalled").await?;
     let admin = cluster.client("root", &["system:masters"]).await?;
     let healthy = watch(&admin, &format!("{EVENTS}&resource=floods&timeoutSeconds=600")).await?;
     let stalled = open_stalled(&cluster).await?;

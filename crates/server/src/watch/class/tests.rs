@@ -418,3 +418,48 @@ fn the_same_in_longer_orders() {
         play(&steps, retain_batches);
     }
 }
+
+/// A batch of two events of `shop`, of which something else could not be read.
+fn with_loss() -> Batch {
+    let mut builder = BatchBuilder::default();
+    builder.note_lost(GapReason::Malformed);
+    for id in ["a", "b"] {
+        let json = format!(
+            r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/","verb":"get","user":{{}}}}"#
+        );
+        builder.push(&serde_json::from_str(&json).unwrap(), &json, Some("shop"));
+    }
+    builder.build()
+}
+
+#[tokio::test]
+async fn what_was_lost_has_a_place_of_its_own_and_is_met_once() {
+    let mut scene = Scene::new();
+    let [mut reader, mut behind] = [0, 1].map(|_| scene.shop());
+    let entry = scene.publish(with_loss());
+    scene.dispatch_all();
+    for reader in [&mut reader, &mut behind] {
+        let expected = Loss { place: entry.first(), reason: GapReason::Malformed, count: None };
+        let Some(Next::Loss(loss)) = reader.step(None) else { panic!("no loss") };
+        assert_eq!(loss, expected);
+        assert_eq!(reader.piece().events, 2);
+        assert!(reader.step(None).is_none());
+        assert_eq!(reader.got, [entry.first().get() + 1, entry.last().get()]);
+        // The second time from the bus.
+        scene.classes.skip_to(entry.last());
+    }
+}
+
+#[tokio::test]
+async fn where_there_is_no_room_to_remember_the_bus_is_read() {
+    let mut scene = Scene::new();
+    let mut reader = scene.shop();
+    let all = scene.classes.budget.try_charge(BUDGET_BYTES).unwrap();
+    let place = scene.publish_events(&[("a", Some("shop"))]).first();
+    scene.dispatch_all();
+    assert!(reader.member.class.lock().batches.is_empty());
+    drop(all);
+    assert_eq!(reader.member.caught_up(reader.at), None);
+    reader.read_all();
+    assert_eq!(reader.got, [place.get()]);
+}
