@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use audit_stream_testplane::events::event_list;
+use audit_stream_testplane::events::{event, event_list};
 use audit_stream_testplane::front_proxy::Protocol;
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval};
@@ -64,5 +64,27 @@ async fn a_place_of_before_a_restart_is_expired() -> Result<()> {
     let path = format!("{}&resourceVersion={}", namespaced("shop"), place(&last));
     let mut watch = after.stage.reader("alice", "shop").await?.watch(&path).await?;
     assert_eq!(read_error(&mut watch).await?["code"], 410);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_retained_is_replayed_and_never_a_former_namespaces() -> Result<()> {
+    let feed = Feed::start(Stage::start().await?).await?;
+    let alice = feed.stage.reader("alice", "shop").await?;
+    let old = ["a", "b", "c"].map(|id| in_namespace("shop", id).build());
+    ensure!(feed.sender.post(event_list(&old)).await?.status == 200);
+    let replayed = async |query: &str, last: &str| {
+        let mut watch = alice.watch(&format!("{}&{query}", namespaced("shop"))).await?;
+        let read = read_until(&mut watch, last).await?;
+        anyhow::Ok(ids(&read).join(""))
+    };
+    assert_eq!(replayed("sinceSeconds=60", "c").await?, "abc");
+    assert_eq!(replayed("tailLines=2", "c").await?, "bc");
+    assert_eq!(replayed("sinceSeconds=60&tailLines=1&fieldSelector=auditID!%3Dc", "b").await?, "b");
+
+    let created = event().resource("namespaces").verb("create").name("shop").code(201).audit_id("created").build();
+    ensure!(feed.sender.post(event_list(&[created, in_namespace("shop", "new").build()])).await?.status == 200);
+    assert_eq!(replayed("sinceSeconds=60", "new").await?, "creatednew");
+    assert_eq!(replayed("tailLines=9", "new").await?, "creatednew");
     Ok(())
 }
