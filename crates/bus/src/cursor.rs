@@ -146,6 +146,8 @@ mod tests {
         }
         let up_to = |position| bus.up_to(place(position)).map(|entry| *entry.payload());
         assert_eq!([6_001, 6_000, 5_002, 5_001].map(up_to), [Some("b"), Some("a"), Some("a"), None]);
+        let before = |position| bus.issued_before(place(position)).get();
+        assert_eq!([5_000, 5_001, 5_500, 6_000, 6_001, 7_000].map(before), [START, 5_000, 5_002, 5_002, 6_000, 6_001]);
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use crate::cursor::Cursor;
 pub struct Config {
     /// Bytes of all retained batches together. The newest batch stays even if it alone is larger.
     pub retain_bytes: usize,
-    /// Age of the oldest retained batch. Judged when something is published, a cursor is made or the retained are counted.
+    /// Age of the oldest retained batch. Judged when something is published, a reader begins in the past, or the retained are counted.
     pub retain_age: Duration,
 }
 
@@ -126,9 +126,23 @@ impl<T> Bus<T> {
         Ok(ring.entries.get(index).cloned())
     }
 
+    /// The last place that was issued before `place`, or the oldest that a reader can go on after.
+    pub fn issued_before(&self, place: Sequence) -> Sequence {
+        let ring = self.lock();
+        let index = ring.entries.partition_point(|entry| entry.last() < place);
+        match ring.entries.get(index) {
+            Some(entry) if entry.first < place => place.previous(),
+            _ => index
+                .checked_sub(1)
+                .and_then(|before| ring.entries.get(before))
+                .map_or(ring.floor, |entry| entry.last()),
+        }
+    }
+
     /// The newest retained batch that ends at `position` or before it.
     pub fn up_to(&self, position: Sequence) -> Option<Arc<Entry<T>>> {
-        let ring = self.lock();
+        let mut ring = self.lock();
+        ring.evict(self.config, Instant::now());
         let index = ring.entries.partition_point(|entry| entry.last() <= position);
         ring.entries.get(index.checked_sub(1)?).cloned()
     }

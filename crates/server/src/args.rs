@@ -134,7 +134,7 @@ pub struct ServeArgs {
     #[arg(long, env = "AUDIT_STREAM_WEBHOOK_MAX_INFLIGHT_BYTES", default_value = "128Mi", value_name = "BYTES")]
     webhook_max_inflight_bytes: Bytes,
 
-    /// Events that are retained for slow and returning readers, by size; as much again may be on its way to readers.
+    /// Events that are retained for slow and returning readers, by size; as much again, and 8Mi at least, may be on its way to readers.
     #[arg(long, env = "AUDIT_STREAM_RETAIN_BYTES", default_value = "128Mi", value_name = "BYTES")]
     retain_bytes: Bytes,
 

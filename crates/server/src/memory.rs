@@ -1,6 +1,7 @@
 //! What the process takes at most, from the numbers that an operator sets: printed at start, and a metric for each term.
 //!
-//! It bounds nothing itself. Each term is kept by its room, and stands here as that room's own arithmetic.
+//! It bounds nothing itself. Each term is kept by its room, and stands here as that room's own arithmetic. Not in it are the
+//! headers of requests: up to 64 KiB each while it is answered, and of a watch what names its reader.
 
 use tracing::info;
 

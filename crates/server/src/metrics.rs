@@ -15,6 +15,7 @@ use crate::ingest::truncate::Excess;
 use crate::listener::Retirement;
 use crate::memory::Term;
 use crate::rejection::IngestRejection;
+use crate::watch::ENDS;
 
 /// Content type of [`Metrics::scrape`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -216,6 +217,9 @@ fn exist_from_the_start(
     }
     for dispute in Dispute::ALL {
         drop(ingest.disputed_events.get_or_create(&Reason { reason: dispute.as_str() }));
+    }
+    for reason in ENDS {
+        drop(watch.ended.get_or_create(&Reason { reason }));
     }
     for gap in GapReason::ALL {
         drop(watch.gaps.get_or_create(&Reason { reason: gap.as_str() }));

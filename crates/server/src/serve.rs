@@ -213,7 +213,11 @@ impl Server {
         let mut parts = JoinSet::new();
         let ends = end.clone();
         parts.spawn(async move {
-            ends.run_until_cancelled(join(upkeep, dispatcher.run())).await;
+            ends.run_until_cancelled(upkeep).await;
+        });
+        let ends = end.clone();
+        parts.spawn(async move {
+            ends.run_until_cancelled(dispatcher.run()).await;
         });
         let bodies = TaskTracker::new();
         let api_handler = move |peer: Arc<Peer>, request: Request<Incoming>| {

@@ -66,6 +66,10 @@ pub const MIN_FRAME_BYTES: usize = 8 << 20;
 /// with room for a reader in many groups.
 pub const WATCH_BYTES: u64 = 16 * 1024;
 
+/// Every word for why a watch ended, in metrics and in the log.
+pub const ENDS: [&str; 8] =
+    ["client", "expired", "forbidden", "lagged", "shutdown", "stalled", "timeout", "unconfirmed"];
+
 /// What readers may have.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
@@ -83,9 +87,11 @@ pub struct Watches {
     bus: Arc<Bus<Batch>>,
     classes: Arc<Classes>,
     slots: Arc<Slots>,
-    /// Finding out where a replay begins may take looking through all that is retained: one reader at a time. `None`: nothing
-    /// is replayed.
-    replays: Option<Semaphore>,
+    /// Whether a watch may begin with what is retained.
+    replays: bool,
+    /// For looking through all that is retained, to find where a replay begins or to count what was missed: one watch at a
+    /// time, so that it never takes more than a core from the others.
+    searches: Arc<Semaphore>,
     closing: CancellationToken,
     metrics: WatchMetrics,
 }
@@ -119,6 +125,7 @@ pub struct Watch {
     at: Sequence,
     /// For saying how much was missed; not kept for a strict reader.
     tally: Option<Tally>,
+    searches: Arc<Semaphore>,
     /// For what is written next.
     charge: Option<Charge>,
     lease: Lease,
@@ -171,8 +178,8 @@ impl Watches {
         let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, MEMORY, cursor.position()));
         let slots = Arc::new(Slots::new(config.limits));
         let dispatcher = Dispatcher { cursor, classes: Arc::clone(&classes), slots: Arc::clone(&slots) };
-        let replays = config.replay.then(|| Semaphore::new(1));
-        (Self { bus, classes, slots, replays, closing, metrics }, dispatcher)
+        let (replays, searches) = (config.replay, Arc::new(Semaphore::new(1)));
+        (Self { bus, classes, slots, replays, searches, closing, metrics }, dispatcher)
     }
 
     /// Opens a watch. A place that is no longer retained, or never was, is told in its first frame, as upstream does.
@@ -187,7 +194,7 @@ impl Watches {
         reader: Reader,
     ) -> Result<Watch, Rejection> {
         check_selector(&key)?;
-        if options.replay.is_some() && self.replays.is_none() {
+        if options.replay.is_some() && !self.replays {
             return Err(Rejection::ReplayOff);
         }
         if self.closing.is_cancelled() {
@@ -206,8 +213,10 @@ impl Watches {
         };
         let now = Instant::now();
         let strict = options.resource_version.is_some();
+        let tally = if strict { None } else { Some(member.tally(at).await) };
         let mut watch = Watch {
-            tally: (!strict).then(|| member.tally(at)),
+            tally,
+            searches: Arc::clone(&self.searches),
             member,
             classes: Arc::clone(&self.classes),
             at,
@@ -244,8 +253,8 @@ impl Watches {
             let place = start::after(&self.bus, key, asked).await;
             return place.map_err(|error| Rejection::Expired { asked, oldest: error.oldest });
         }
-        let (Some(replay), Some(replays)) = (options.replay, &self.replays) else { return Ok(self.bus.head()) };
-        let _turn = replays.acquire().await;
+        let Some(replay) = options.replay else { return Ok(self.bus.head()) };
+        let _turn = self.searches.acquire().await;
         Ok(start::replay(&self.bus, key, replay).await)
     }
 
@@ -286,7 +295,11 @@ impl Dispatcher {
         loop {
             tokio::select! {
                 next = self.cursor.next() => match next {
-                    Ok(entry) => self.classes.dispatch(&entry),
+                    Ok(entry) => {
+                        self.classes.dispatch(&entry);
+                        // With a backlog nothing here waits, and the readers are to have their turn.
+                        tokio::task::yield_now().await;
+                    }
                     Err(Lagged { to, .. }) => self.classes.skip_to(to),
                 },
                 _ = sweep.tick() => self.slots.cut_stalled(STALLED_TIMEOUT),
@@ -328,13 +341,12 @@ impl Watch {
             }
             let told = self.gap.map(PendingGap::announcement);
             let next = self.member.next(self.at, told.as_deref(), &mut self.charge);
-            if !matches!(next, Next::Charge(_)) {
-                self.charge = None;
-            }
+            // What there is was too little, or is not needed: others may need it.
+            self.charge = None;
             match next {
                 Next::Piece(piece) => return Some(self.hand_over(piece)),
                 Next::Loss(loss) => self.lost(loss),
-                Next::Lagged(oldest) => self.lagged(oldest),
+                Next::Lagged(oldest) => self.lagged(oldest).await,
                 Next::Passed(place) => {
                     self.at = place;
                     tokio::task::yield_now().await;
@@ -395,14 +407,17 @@ impl Watch {
         self.note_gap(reason, place, count);
     }
 
-    fn lagged(&mut self, oldest: Sequence) {
+    async fn lagged(&mut self, oldest: Sequence) {
         let Some(tally) = self.tally else {
             self.end_with("lagged", &Rejection::Expired { asked: self.at, oldest });
             return;
         };
-        let missed = self.member.missed(tally, oldest);
+        let turn = self.searches.acquire().await;
+        let now = self.member.tally(oldest).await;
+        drop(turn);
+        let missed = tally.missed_until(now);
         let from = std::mem::replace(&mut self.at, oldest).plus(1);
-        self.tally = Some(self.member.tally(oldest));
+        self.tally = Some(now);
         if missed != Some(0) {
             self.note_gap(GapReason::Lag, from, missed);
         }
@@ -496,15 +511,21 @@ impl Drop for Watch {
 
 /// Waits for room for so many bytes of frames. Cancel-safe.
 ///
-/// Pieces that are only kept for watches that may come for them go first; then the watches are cut whose connections have
-/// taken a piece and not come back: what they hold is given back with them.
+/// Pieces that are only kept for watches that may come for them go first; then, of the watches whose connections have taken a
+/// piece and not come back, the half is cut that has not for longest: what they hold is given back with them.
 async fn make_room(classes: &Classes, slots: &Slots, bytes: usize) -> Charge {
     loop {
-        classes.shed();
+        // One of those who wait does it for all.
+        let turn = slots.making_room().try_acquire();
+        if turn.is_ok() {
+            classes.shed();
+        }
         if let Ok(charge) = timeout(STALLED_WITHOUT_ROOM, classes.budget().charge(bytes)).await {
             return charge;
         }
-        slots.cut_stalled(STALLED_WITHOUT_ROOM);
+        if turn.is_ok() {
+            slots.cut_half_of_stalled(STALLED_WITHOUT_ROOM);
+        }
     }
 }
 

@@ -129,7 +129,8 @@ impl<'a> Draft<'a> {
     }
 
     fn keep_in(&mut self, name: &str, kept: &[&str]) {
-        if let Some(object) = self.value(name).filter(|value| *value != "null") {
+        // serde reads an array as an object's values in order, and null as none: neither has members to choose from.
+        if let Some(object) = self.value(name).filter(|value| value.starts_with('{')) {
             *object = Cow::Owned(format!("{{{}}}", members_that(object, |key| kept.contains(&key))));
         }
     }

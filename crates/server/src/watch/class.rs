@@ -29,8 +29,8 @@ pub(super) struct Memory {
 /// Sixty-four batches are two seconds of three kube-apiservers at their default rate, and sixty-four pieces are 4 MiB.
 pub(super) const MEMORY: Memory = Memory { batches: 64, pieces: 64 };
 
-/// How many batches one call looks through for a watch that is behind, before others have their turn.
-const BATCHES_AT_ONCE: usize = 32;
+/// How many retained batches are looked through for one watch before others have their turn.
+pub(super) const BATCHES_AT_ONCE: usize = 32;
 
 /// What makes two watches want the same bytes. The resource also decides the view.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -125,7 +125,8 @@ pub(super) enum Next {
 pub(super) struct Tally {
     /// On the scale of [`Hub::selected`], where sums may wrap.
     had: u64,
-    epoch: u64,
+    /// `None`: nobody could count.
+    epoch: Option<u64>,
 }
 
 /// The classes that have watches.
@@ -218,14 +219,21 @@ impl Classes {
         for class in &index.across {
             class.show(entry, batch.indices(), &self.budget);
         }
+        if index.by_namespace.is_empty() {
+            return;
+        }
+        let events = by_namespace(batch);
+        let show = |classes: &[Arc<Class>], events: &[u32]| {
+            classes.iter().for_each(|class| class.show(entry, events.iter().copied(), &self.budget));
+        };
         if batch.lost().is_some() {
-            // Nobody knows whose it was.
-            let namespaced = index.by_namespace.values().flatten();
-            namespaced.for_each(|class| class.show(entry, batch.indices(), &self.budget));
-        } else if !index.by_namespace.is_empty() {
-            for (namespace, events) in by_namespace(batch) {
-                let classes = index.by_namespace.get(namespace).into_iter().flatten();
-                classes.for_each(|class| class.show(entry, events.iter().copied(), &self.budget));
+            // Nobody knows whose it was, so those are told too of whom there is nothing in it.
+            for (namespace, classes) in &index.by_namespace {
+                show(classes, events.get(&**namespace).map(Vec::as_slice).unwrap_or_default());
+            }
+        } else {
+            for (namespace, events) in &events {
+                show(index.by_namespace.get(*namespace).map(Vec::as_slice).unwrap_or_default(), events);
             }
         }
     }
@@ -406,24 +414,14 @@ impl Member {
         (newest <= at).then(|| at.max(index.dispatched))
     }
 
-    /// What a watch that begins after `at` has had.
-    pub(super) fn tally(&self, at: Sequence) -> Tally {
+    /// What a watch that begins after `at` has had. Looks through all that is retained after that. Cancel-safe.
+    pub(super) async fn tally(&self, at: Sequence) -> Tally {
         let (selected, epoch, dispatched) = self.counted();
         let (from, to) = (at.min(dispatched), at.max(dispatched));
-        let between = self.count(from, to).unwrap_or_default();
+        let Some(between) = self.count(from, to).await else { return Tally { had: 0, epoch: None } };
         let had = if at < dispatched { selected.wrapping_sub(between) } else { selected.wrapping_add(between) };
-        Tally { had, epoch }
-    }
-
-    /// How many events a watch has missed that goes on after `oldest`; `None` if nobody counted.
-    pub(super) fn missed(&self, tally: Tally, oldest: Sequence) -> Option<u64> {
-        let (selected, epoch, dispatched) = self.counted();
-        // What the dispatcher has not come to yet and is no longer retained was never counted.
-        if epoch != tally.epoch || oldest > dispatched {
-            return None;
-        }
-        let still_to_come = self.count(oldest, dispatched)?;
-        Some(selected.wrapping_sub(still_to_come).wrapping_sub(tally.had))
+        // What the dispatcher has not come to yet and is no longer retained will never be counted.
+        Tally { had, epoch: Some(epoch) }
     }
 
     fn counted(&self) -> (u64, u64, Sequence) {
@@ -433,14 +431,21 @@ impl Member {
     }
 
     /// How many of the class's events lie in `(from, to]`; `None` if not all of that is retained any more.
-    fn count(&self, from: Sequence, to: Sequence) -> Option<u64> {
+    async fn count(&self, from: Sequence, to: Sequence) -> Option<u64> {
         let (mut at, mut count) = (from, 0);
-        while at < to {
-            let entry = self.classes.bus.after(at).ok()??;
-            let candidates = entry.payload().indices();
-            let inside = |index: &u32| place(&entry, *index) > from && place(&entry, *index) <= to;
-            count += self.key().select(&entry, candidates).filter(inside).count() as u64;
-            at = entry.last();
+        for looked_through in 1.. {
+            if at >= to {
+                break;
+            }
+            // Not held while others have their turn: it may be evicted meanwhile.
+            at = self.classes.bus.after(at).ok()?.map(|entry| {
+                let inside = |index: &u32| place(&entry, *index) > from && place(&entry, *index) <= to;
+                count += self.key().select(&entry, entry.payload().indices()).filter(inside).count() as u64;
+                entry.last()
+            })?;
+            if looked_through % BATCHES_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
         }
         Some(count)
     }
@@ -497,6 +502,11 @@ impl Tally {
     /// After so many events more.
     pub(super) fn plus(self, events: u64) -> Self {
         Self { had: self.had.wrapping_add(events), ..self }
+    }
+
+    /// How many events lie between this and a later one of the same watch; `None` if some were not counted.
+    pub(super) fn missed_until(self, later: Self) -> Option<u64> {
+        (self.epoch.is_some() && self.epoch == later.epoch).then(|| later.had.wrapping_sub(self.had))
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::listener::Exchange;
@@ -41,6 +42,7 @@ pub enum Full {
 #[derive(Debug)]
 pub(super) struct Slots {
     limits: Limits,
+    making_room: Semaphore,
     taken: Mutex<Taken>,
 }
 
@@ -89,7 +91,7 @@ pub(super) struct Slot {
 
 impl Slots {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, taken: Mutex::default() }
+        Self { limits, making_room: Semaphore::new(1), taken: Mutex::default() }
     }
 
     /// A place; `exchange` is the watch's.
@@ -101,7 +103,8 @@ impl Slots {
         self.check(&taken, &holder)?;
         let id = taken.next_id;
         taken.next_id += 1;
-        let progress = Arc::new(Progress { handed_over: Mutex::default(), exchange });
+        // The headers are handed over first: a peer that has room for nothing behind them never comes for more.
+        let progress = Arc::new(Progress { handed_over: Mutex::new(Some(Instant::now())), exchange });
         taken.progress.insert(id, Arc::clone(&progress));
         let user = taken.users.entry(holder.user.clone()).or_default();
         user.watches += 1;
@@ -137,6 +140,22 @@ impl Slots {
         let taken = self.lock();
         let stalled = taken.progress.values().filter(|progress| progress.stalled() >= Some(for_as_long_as));
         stalled.for_each(|progress| progress.exchange.cut());
+    }
+
+    /// The half of those that has not come back for longest, rounded up.
+    pub(super) fn cut_half_of_stalled(&self, for_as_long_as: Duration) {
+        let taken = self.lock();
+        let not_cut = taken.progress.values().filter(|progress| !progress.exchange.is_cut());
+        let mut stalled: Vec<_> = not_cut.filter_map(|progress| Some((progress.stalled()?, progress))).collect();
+        stalled.retain(|(stalled, _)| *stalled >= for_as_long_as);
+        stalled.sort_unstable_by_key(|(stalled, _)| std::cmp::Reverse(*stalled));
+        let half = stalled.len().div_ceil(2);
+        stalled.iter().take(half).for_each(|(_, progress)| progress.exchange.cut());
+    }
+
+    /// One turn for those who wait for room.
+    pub(super) fn making_room(&self) -> &Semaphore {
+        &self.making_room
     }
 
     /// How many watches there are.
@@ -251,6 +270,8 @@ mod tests {
     async fn only_those_are_cut_that_were_handed_something_and_did_not_come_back() {
         let slots = Arc::new(Slots::new(LIMITS));
         let [waiting, moving, stalled, fresh] = [1, 2, 3, 4].map(|id| take(&slots, &id.to_string(), None, 1).unwrap());
+        // Its connection has sent the headers, and waits for what comes.
+        waiting.came_back();
         moving.handed_over();
         stalled.handed_over();
         tokio::time::advance(Duration::from_secs(29)).await;
@@ -260,5 +281,21 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         slots.cut_stalled(Duration::from_secs(30));
         assert_eq!([&waiting, &moving, &stalled, &fresh].map(Slot::is_cut), [false, false, true, false]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_those_that_stand_still_the_half_is_cut_that_does_so_for_longest() {
+        let slots = Arc::new(Slots::new(LIMITS));
+        let mut holders = Vec::new();
+        for user in ["a", "b", "c", "d", "e"] {
+            // The headers count as handed over, so that one is counted that never came for more.
+            holders.push(take(&slots, user, None, 1).unwrap());
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        slots.cut_half_of_stalled(Duration::from_secs(3));
+        let cut = |holders: &[Slot]| holders.iter().map(Slot::is_cut).collect::<Vec<_>>();
+        assert_eq!(cut(&holders), [true, true, false, false, false]);
+        slots.cut_half_of_stalled(Duration::from_secs(3));
+        assert_eq!(cut(&holders), [true, true, true, false, false]);
     }
 }

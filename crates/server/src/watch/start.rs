@@ -8,12 +8,9 @@ use audit_stream_api::Sequence;
 use audit_stream_api::query::Replay;
 use audit_stream_bus::{Bus, Entry, NotRetained};
 
-use super::class::ClassKey;
+use super::class::{BATCHES_AT_ONCE, ClassKey};
 use super::frames::place;
 use crate::ingest::batch::Batch;
-
-/// How many batches are looked through before others have their turn.
-const BATCHES_AT_ONCE: usize = 32;
 
 /// `place`, if what came since is retained and the reader's to see.
 ///
@@ -27,8 +24,10 @@ pub(super) async fn after(bus: &Bus<Batch>, key: &ClassKey, asked: Sequence) -> 
         Some(created) => ControlFlow::Break(created.previous().max(asked)),
         None => ControlFlow::Continue(asked),
     });
-    let oldest = floor.await;
-    if oldest > asked { Err(NotRetained { oldest }) } else { Ok(asked) }
+    match floor.await {
+        floor if floor > asked => Err(NotRetained { oldest: bus.issued_before(floor.plus(1)) }),
+        _ => Ok(asked),
+    }
 }
 
 /// The place after which everything comes that is to be replayed. Cancel-safe.
@@ -55,7 +54,8 @@ pub(super) async fn replay(bus: &Bus<Batch>, key: &ClassKey, replay: Replay) -> 
             None => ControlFlow::Continue(entry.first().previous()),
         }
     };
-    walk_back(bus, visit).await
+    // A place that was issued, so that a reader can come back to it.
+    bus.issued_before(walk_back(bus, visit).await.plus(1))
 }
 
 /// The place of the last event in a batch that says that the namespace was created.
@@ -72,11 +72,15 @@ async fn walk_back(
     let mut before = bus.head();
     let mut result = before;
     for visited in 1.. {
-        let Some(entry) = bus.up_to(before) else { break };
-        before = entry.first().previous();
-        match visit(&entry) {
-            ControlFlow::Break(place) => return place,
-            ControlFlow::Continue(place) => result = place,
+        // Not held while others have their turn: it may be evicted meanwhile.
+        let visit = bus.up_to(before).map(|entry| {
+            before = entry.first().previous();
+            visit(&entry)
+        });
+        match visit {
+            None => break,
+            Some(ControlFlow::Break(place)) => return place,
+            Some(ControlFlow::Continue(place)) => result = place,
         }
         if visited % BATCHES_AT_ONCE == 0 {
             tokio::task::yield_now().await;

@@ -353,6 +353,48 @@ async fn a_reader_that_falls_behind_is_told_how_much_it_missed_or_ended() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_time_a_reader_falls_behind_it_is_told_of_what_it_missed_since() {
+    let one = batch(&[("x", Some("shop"))]).bytes();
+    let stage = Stage::retaining(one * 2);
+    let mut watch = stage.watch("allowWatchBookmarks=true").await;
+    for round in 1..=3 {
+        // One that is told as dropped is not told again as missed.
+        let mut dropped = BatchBuilder::default();
+        let json = r#"{"level":"","auditID":"x","stage":"","requestURI":"/","verb":"get","user":{}}"#;
+        dropped.push_dropped(&serde_json::from_str(json).unwrap(), Some("shop"), GapReason::Oversize);
+        stage.publish_batch(dropped.build());
+        stage.publish("r");
+        tokio::task::yield_now().await;
+        assert_eq!(gap(&watch.frame().await)["reason"], "oversize");
+        assert_eq!(watch.ids_until("r").await, "r");
+        for _ in 0..2 + round {
+            stage.publish("f");
+            tokio::task::yield_now().await;
+        }
+        let told = gap(&watch.frame().await);
+        assert_eq!((&told["reason"], &told["count"]), (&"lag".into(), &round.into()));
+        assert_eq!(watch.ids_until("ff").await, "ff");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_had_nothing_to_read_for_long_is_not_told_of_a_gap() {
+    let one = batch(&[("x", Some("shop"))]).bytes();
+    let stage = Stage::retaining(one * 80);
+    let mut watch = stage.watch("").await;
+    // More of its own than its class remembers, and where it is itself is long evicted.
+    for (count, namespace) in [(200, "bank"), (70, "shop")] {
+        for _ in 0..count {
+            stage.publish_batch(batch(&[("x", Some(namespace))]));
+            tokio::task::yield_now().await;
+        }
+    }
+    for _ in 0..70 {
+        assert!(!tells_gap(&watch.frame().await));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_evicted_before_it_was_shown_is_a_gap_of_unknown_size() {
     let one = batch(&[("x", Some("shop"))]).bytes();
     let stage = Stage::retaining(one * 2);
@@ -462,6 +504,45 @@ async fn where_there_is_no_room_those_are_cut_that_take_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_there_is_no_room_what_classes_keep_goes_first() {
+    let stage = Stage::retaining(64 << 20);
+    let (mut quick, slow) = (stage.watch_of("alice", "").await.unwrap(), stage.watch_of("alice", "").await.unwrap());
+    for id in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        stage.publish_batch(large(id));
+        quick.next().await.unwrap();
+    }
+    assert!(stage.watches.frame_bytes() > 7_500_000, "kept for the slow one");
+    let from = Instant::now();
+    stage.publish_batch(large("i"));
+    quick.next().await.unwrap();
+    assert!(from.elapsed() < STALLED_WITHOUT_ROOM && !slow.slot.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_room_and_finds_the_piece_written_takes_none() {
+    let stage = Stage::retaining(64 << 20);
+    let mut holder = stage.watch_of("alice", "verbs=get").await.unwrap();
+    stage.publish_batch(large("a"));
+    let held = holder.next().await.unwrap();
+    let budget = stage.watches.classes.budget();
+    // So much that a class can remember what it selects, and write nothing.
+    let rest = budget.try_charge(MIN_FRAME_BYTES - budget.used() - 100).unwrap();
+    let (mut one, mut two) = (stage.watch_of("bob", "").await.unwrap(), stage.watch_of("bob", "").await.unwrap());
+    stage.publish("b");
+    let give_way = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop((held, rest));
+    };
+    let (first, second, ()) = tokio::join!(one.next(), two.next(), give_way);
+    assert_eq!(first.unwrap().as_ptr(), second.unwrap().as_ptr());
+    assert_eq!(
+        stage.watches.frame_bytes(),
+        size_of::<u32>(),
+        "that there is one for the first, who has not come for it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn withdrawn_permission_ends_the_watch() {
     let stage = Stage::new();
     let mut watch = stage.watch("").await;
@@ -514,6 +595,7 @@ async fn a_new_owner_of_a_namespace_does_not_see_what_happened_to_the_old_one() 
     stage.publish("new");
     assert_eq!(stage.watch("sinceSeconds=3600").await.ids_until("new").await, "creatednew");
     assert_eq!(stage.watch("tailLines=5").await.ids_until("new").await, "creatednew");
+    assert_eq!(stage.watch("tailLines=3").await.ids_until("new").await, "creatednew", "inside its batch too");
     assert_eq!(stage.watch("tailLines=1").await.ids_until("new").await, "new");
     let error = stage.watch(&format!("resourceVersion={old}")).await.error().await;
     let oldest = created.get() - 1;

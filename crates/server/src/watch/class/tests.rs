@@ -67,7 +67,8 @@ impl Scene {
     fn reader(&self, key: ClassKey) -> Reader {
         let at = self.bus.head();
         let member = self.classes.join(key);
-        Reader { tally: member.tally(at), member, at, charge: None, got: Vec::new(), missed: Some(0) }
+        let tally = member.tally(at).now_or_never().expect("there is not much to look through");
+        Reader { tally, member, at, charge: None, got: Vec::new(), missed: Some(0) }
     }
 
     fn shop(&self) -> Reader {
@@ -101,10 +102,11 @@ impl Reader {
                 self.tally = self.tally.plus(loss.count.unwrap_or(0));
             }
             Next::Lagged(oldest) => {
-                let missed = self.member.missed(self.tally, *oldest);
+                let now = self.member.tally(*oldest).now_or_never().expect("there is not much to look through");
+                let missed = self.tally.missed_until(now);
                 self.missed = self.missed.zip(missed).map(|(before, more)| before + more);
                 self.at = *oldest;
-                self.tally = self.member.tally(*oldest);
+                self.tally = now;
             }
         }
         Some(next)
@@ -462,4 +464,19 @@ async fn where_there_is_no_room_to_remember_the_bus_is_read() {
     assert_eq!(reader.member.caught_up(reader.at), None);
     reader.read_all();
     assert_eq!(reader.got, [place.get()]);
+}
+
+#[tokio::test]
+async fn who_begins_where_nothing_is_retained_any_more_is_not_told_a_number() {
+    let one = batch(&[("x", Some("shop"))]).bytes();
+    let mut scene = Scene::with(one * 2, MEMORY);
+    let member = scene.shop().member;
+    let at = scene.bus.head();
+    for id in ["a", "b", "c"] {
+        scene.publish_events(&[(id, Some("shop"))]);
+        scene.dispatch_all();
+    }
+    // As if the oldest batch went between the search for a place and this.
+    let (from, now) = (member.tally(at).await, member.tally(scene.bus.head()).await);
+    assert_eq!((from.missed_until(now), now.missed_until(now)), (None, Some(0)));
 }
