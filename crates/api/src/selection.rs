@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Resource;
-use crate::selector::{Field, FieldSelector, MAX_TERMS, Requirement, SelectorError};
+use crate::selector::{Field, FieldSelector, MAX_TERMS, MAX_VALUE_BYTES, Requirement, SelectorError};
 
 /// Which events a watch yields. Empty, it selects everything. What was written in another order, twice, or as a parameter
 /// instead of a field selector is equal.
@@ -147,7 +147,8 @@ impl Selection {
         let all = FieldSelector::of(all.into_iter().collect());
         let selector = Selector { all, any_of: choices, wants_label };
         check_terms(selector.requirements().count())?;
-        Ok(selector)
+        let value_bytes: usize = selector.requirements().map(|term| term.value.len()).sum();
+        if value_bytes > MAX_VALUE_BYTES { Err(SelectorError::TooLong) } else { Ok(selector) }
     }
 }
 

@@ -100,6 +100,9 @@ pub struct FieldSelector {
 /// all that a watch selects by together.
 pub const MAX_TERMS: usize = 32;
 
+/// A selection is held for as long as somebody watches by it.
+pub const MAX_VALUE_BYTES: usize = 4096;
+
 /// One term of a selector.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Requirement {
@@ -129,6 +132,8 @@ pub enum SelectorError {
     UnknownField(String),
     /// More than [`MAX_TERMS`], whatever they were written as.
     TooManyTerms,
+    /// Values of more than [`MAX_VALUE_BYTES`] together.
+    TooLong,
 }
 
 impl FieldSelector {
@@ -246,6 +251,9 @@ impl fmt::Display for SelectorError {
             // Upstream tells the character by its number.
             Self::Unescaped(char) => {
                 write!(f, "invalid field selector: unescaped character in value: {}", u32::from(*char))
+            }
+            Self::TooLong => {
+                write!(f, "the values to select by have more than {MAX_VALUE_BYTES} bytes together")
             }
             Self::TooManyTerms => {
                 write!(

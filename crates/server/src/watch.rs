@@ -32,7 +32,7 @@ use crate::rejection::Rejection;
 use crate::view;
 pub use class::ClassKey;
 use class::{Classes, Loss, MEMORY, Member, Next, Tally};
-use frames::{Budget, Charge, Piece};
+use frames::{Budget, Charge, PIECE_BYTES, Piece};
 use gap::PendingGap;
 pub use slots::{Full, Limits};
 use slots::{Holder, Slot, Slots};
@@ -56,6 +56,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where there is no room for frames, watches are cut whose connections have not come back for this long.
 const STALLED_WITHOUT_ROOM: Duration = Duration::from_secs(1);
+
+/// How long to wait for room before that. It is the delay that those who take nothing can cause those who do.
+const ROOM_WAIT: Duration = Duration::from_millis(100);
 
 /// Less would not hold the largest frames of a few readers.
 pub const MIN_FRAME_BYTES: usize = 8 << 20;
@@ -135,6 +138,8 @@ pub struct Watch {
     deadline: Instant,
     next_bookmark: Instant,
     gap: Option<PendingGap>,
+    /// Of a frame that is larger than a piece: what was not handed over yet.
+    rest: Bytes,
     /// A bookmark or the last error: written for the reader, and not yet handed over.
     unread: VecDeque<Bytes>,
     /// Why the watch ends when `unread` has been taken; `None` while it goes on.
@@ -227,6 +232,7 @@ impl Watches {
             deadline: now + duration(options.timeout),
             next_bookmark: now,
             gap: None,
+            rest: Bytes::new(),
             unread: VecDeque::new(),
             ending: None,
             metrics: self.metrics.clone(),
@@ -316,10 +322,32 @@ impl Watch {
         if self.slot.came_back() >= Some(PROGRESS_TIMEOUT) && self.ending.is_none() {
             self.end_of_progress();
         }
-        let bytes = self.next_bytes().await?;
+        let bytes = match self.rest_of_frame().await {
+            Some(bytes) => bytes,
+            None => self.next_bytes().await?,
+        };
         self.metrics.sent_bytes.inc_by(bytes.len() as u64);
         self.slot.handed_over();
         Some(bytes)
+    }
+
+    /// More of a frame of which a part was handed over. A watch that ends here cannot say so: its stream is reset, as half a
+    /// frame can neither be taken back nor be followed by another.
+    async fn rest_of_frame(&mut self) -> Option<Bytes> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        if self.ending.is_none()
+            && let Err(refusal) = self.lease.confirm().await
+        {
+            self.end_of_lease(refusal);
+        }
+        if self.ending.is_some() {
+            self.reader.exchange.cut();
+            (self.rest, self.unread) = (Bytes::new(), VecDeque::new());
+            return None;
+        }
+        Some(self.rest.split_to(self.rest.len().min(PIECE_BYTES)))
     }
 
     async fn next_bytes(&mut self) -> Option<Bytes> {
@@ -334,6 +362,10 @@ impl Watch {
             }
             if let Some(frame) = self.unread.pop_front() {
                 return Some(frame);
+            }
+            if Instant::now() >= self.deadline {
+                self.end("timeout");
+                continue;
             }
             self.attend(Until::Now).await;
             if self.ending.is_some() || !self.unread.is_empty() {
@@ -398,7 +430,10 @@ impl Watch {
         }
         self.at = piece.last;
         self.tally = self.tally.map(|tally| tally.plus(piece.events));
-        piece.bytes
+        let mut bytes = piece.bytes;
+        // One frame alone may be larger. Taken bit by bit, it shows that its reader goes on.
+        self.rest = bytes.split_off(bytes.len().min(PIECE_BYTES));
+        bytes
     }
 
     fn lost(&mut self, Loss { place, reason, count }: Loss) {
@@ -520,7 +555,7 @@ async fn make_room(classes: &Classes, slots: &Slots, bytes: usize) -> Charge {
         if turn.is_ok() {
             classes.shed();
         }
-        if let Ok(charge) = timeout(STALLED_WITHOUT_ROOM, classes.budget().charge(bytes)).await {
+        if let Ok(charge) = timeout(ROOM_WAIT, classes.budget().charge(bytes)).await {
             return charge;
         }
         if turn.is_ok() {

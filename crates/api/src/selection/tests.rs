@@ -134,6 +134,16 @@ fn every_field_that_is_looked_at_is_known() {
 }
 
 #[test]
+fn the_bytes_of_values_are_bounded_together() {
+    let refused = |length: usize| {
+        let (half, rest) = ("x".repeat(length / 2), "y".repeat(length - length / 2));
+        WatchOptions::parse(&format!("username={half}&fieldSelector=userAgent!%3D{rest}"), Resource::Events).err()
+    };
+    assert_eq!(refused(MAX_VALUE_BYTES), None);
+    assert_eq!(refused(MAX_VALUE_BYTES + 1), Some(QueryError::Selector(SelectorError::TooLong)));
+}
+
+#[test]
 fn terms_and_values_are_bounded_together() {
     let values = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
     let half = MAX_TERMS / 2;

@@ -13,8 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::ingest::batch::{Batch, StoredEvent};
 
 /// A piece ends before the frame that would make it larger: so large that framing costs nothing over HTTP/2, so small that a
-/// reader who takes no more pins little. A single frame that is larger is a piece of its own: half a frame could neither
-/// be taken back nor be followed by the error that ends a watch.
+/// reader who takes no more pins little. A single frame that is larger is a piece of its own.
 pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
 /// What a frame has beyond the event's fields, at most: 24 bytes around it, 60 of kind and version, a name and a
