@@ -12,6 +12,7 @@ use audit_stream_testplane::front_proxy::{Protocol, Watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::ALONE;
 use crate::stage::{ARRIVAL, Stage, in_namespace, many_watches, namespaced};
 
 /// Any other is as good; it is told where a run fails.
@@ -35,6 +36,7 @@ struct Received {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_million_events_none_reaches_another_namespace() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let (received, sent) = send_and_receive(1_000_000, |_| {}).await?;
     println!("seed {SEED}: {} deliveries of {} events", received.events, sent.values().sum::<usize>());
     ensure!(received.leaks.is_empty(), "seed {SEED}: {} leaks, the first {}", received.leaks.len(), received.leaks[0]);

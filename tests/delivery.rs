@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::ALONE;
 use crate::stage::{ARRIVAL, Stage, announce_end, in_namespace};
 
 const NAMESPACES: usize = 4;
@@ -121,6 +122,7 @@ async fn senders(stage: &Stage, clock: &Clock) -> Result<Vec<RecordingSender>> {
 /// Tells the story: all batches at once, and if so wanted one among them that nobody can read; then an event in each
 /// namespace that ends it.
 async fn tell(with_unreadable: bool) -> Result<History> {
+    let _alone = ALONE.lock().await;
     let stage = Stage::start().await?;
     let clock = Clock::default();
     let mut reading = JoinSet::new();

@@ -5,6 +5,11 @@
 
 #![expect(unreachable_pub, reason = "`pub` here says what a module offers the others of this binary")]
 
+use tokio::sync::Mutex;
+
+/// Held by the tests that take all cores. Next to each other they would show how slow the machine is, and nothing of the server.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
 mod confinement;
 mod delivery;
 mod ingest;

@@ -9,6 +9,7 @@ use audit_stream_testplane::front_proxy::{Client, Protocol, Watch, request};
 use futures::future::try_join_all;
 use serde_json::Value;
 
+use crate::ALONE;
 use crate::real_cluster::Cluster;
 
 /// A tenth of the defaults.
@@ -34,6 +35,7 @@ const BATCH_EVENTS: usize = 3_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_stays_within_what_is_printed_at_start() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let cluster = Cluster::start_with(&FLAGS).await?;
     cluster.let_group_watch_all("stalled").await?;
     let server = cluster.server.as_ref().context("it runs")?;

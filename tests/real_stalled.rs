@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use crate::ALONE;
 use crate::real_cluster::{ARRIVAL, Cluster};
 
 /// Three hundred watches in all: their windows alone, 4 MiB each, are more than a connection of kube-apiserver's has.
@@ -36,6 +37,7 @@ const DISCOVERY: &str = "/apis/audit.k8s.io/v1";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_never_read_cost_nobody_else() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let cluster = Cluster::start().await?;
     cluster.namespace("shop").await?;
     cluster.let_group_watch_all("stalled").await?;
@@ -84,14 +86,18 @@ async fn watch(client: &Client, path: &str) -> Result<Watch> {
 async fn post_flood(webhook: &Client) -> Result<()> {
     let mut ticks = interval(BATCH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut slowest = Duration::ZERO;
     for batch in 0..FLOOD_BATCHES {
         let events: Vec<_> = (0..BATCH_EVENTS).map(|number| flood_event(batch * BATCH_EVENTS + number)).collect();
         let body = event_list(&events);
         ticks.tick().await;
+        let posted = Instant::now();
         let answer = webhook.send(request("POST", "/webhook/flood", &[("content-type", "application/json")], body)?);
         let answer = timeout(ANSWER_WITHIN, answer).await.context("ingest did not answer in time")??;
         ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
+        slowest = slowest.max(posted.elapsed());
     }
+    println!("slowest answer of ingest: {slowest:?}");
     Ok(())
 }
 

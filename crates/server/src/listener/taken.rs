@@ -5,46 +5,47 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures::task::AtomicWaker;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http_body::{Frame, SizeHint};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::wire::Body;
 
 /// Yields what `body` yields, and ends when all of that has gone to the socket or was thrown away. Holds `body` until then.
 pub(super) struct Taken {
     body: Body,
-    /// Whether `body` has said that it is over.
-    ended: bool,
-    untaken: Arc<Untaken>,
-}
-
-/// Pieces that were yielded and still exist.
-#[derive(Default)]
-struct Untaken {
-    pieces: AtomicUsize,
-    /// Who waits for the last.
-    last: AtomicWaker,
+    /// Has a token for each piece that was yielded and still exists.
+    untaken: TaskTracker,
+    /// Set when `body` has said that it is over: waits for the last of those.
+    last: Option<BoxFuture<'static, ()>>,
 }
 
 struct Piece {
     bytes: Bytes,
-    untaken: Arc<Untaken>,
+    _token: TaskTrackerToken,
 }
 
 // === impl Taken ===
 
 impl Taken {
     pub(super) fn new(body: Body) -> Self {
-        Self { body, ended: false, untaken: Arc::default() }
+        Self { body, untaken: TaskTracker::new(), last: None }
     }
 
-    fn all_taken(&self) -> bool {
-        self.untaken.pieces.load(Ordering::Acquire) == 0
+    fn piece(&self, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(Piece { bytes, _token: self.untaken.token() })
+    }
+
+    /// Waits for the last piece, once all have been yielded.
+    fn end(&mut self) -> BoxFuture<'static, ()> {
+        self.untaken.close();
+        let untaken = self.untaken.clone();
+        async move { untaken.wait().await }.boxed()
     }
 }
 
@@ -54,33 +55,25 @@ impl http_body::Body for Taken {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
-        if !this.ended {
+        if this.last.is_none() {
             if let Some(frame) = ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                let frame = frame.map(|frame| frame.map_data(|bytes| this.untaken.piece(bytes)));
-                return Poll::Ready(Some(frame));
+                return Poll::Ready(Some(frame.map(|frame| frame.map_data(|bytes| this.piece(bytes)))));
             }
-            this.ended = true;
+            this.last = Some(this.end());
         }
-        // Before looking, so that the last one's end in between is not missed.
-        this.untaken.last.register(cx.waker());
-        if this.all_taken() { Poll::Ready(None) } else { Poll::Pending }
+        // Looked at first, because a future that has ended must not be polled again.
+        if let Some(last) = this.last.as_mut().filter(|_| !this.untaken.is_empty()) {
+            ready!(last.poll_unpin(cx));
+        }
+        Poll::Ready(None)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream() && self.all_taken()
+        self.body.is_end_stream() && self.untaken.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-// === impl Untaken ===
-
-impl Untaken {
-    fn piece(self: &Arc<Self>, bytes: Bytes) -> Bytes {
-        self.pieces.fetch_add(1, Ordering::Relaxed);
-        Bytes::from_owner(Piece { bytes, untaken: Arc::clone(self) })
     }
 }
 
@@ -89,13 +82,5 @@ impl Untaken {
 impl AsRef<[u8]> for Piece {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        if self.untaken.pieces.fetch_sub(1, Ordering::Release) == 1 {
-            self.untaken.last.wake();
-        }
     }
 }
