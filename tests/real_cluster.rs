@@ -78,10 +78,15 @@ impl Cluster {
 
     /// An HTTP client of kube-apiserver's, as a user with these groups.
     pub async fn client(&self, name: &str, groups: &[&str]) -> Result<Client> {
+        Client::connect(self.apiserver(name, groups)).await
+    }
+
+    /// kube-apiserver, for such a client.
+    pub fn apiserver(&self, name: &str, groups: &[&str]) -> Target {
         let trust = self.plane.trust();
         let address = ([127, 0, 0, 1], self.plane.ports().apiserver).into();
         let target = Target::new(address, trust.cluster.certificate_pem(), "127.0.0.1");
-        Client::connect(target.identity(&trust.cluster.client(name, groups))).await
+        target.identity(&trust.cluster.client(name, groups))
     }
 
     /// Makes a namespace.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use audit_stream_testplane::events::{event, event_list};
-use audit_stream_testplane::front_proxy::{Client, Watch, request};
+use audit_stream_testplane::front_proxy::{Client, Watch, Windows, request};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -68,7 +68,9 @@ async fn readers_that_never_read_cost_nobody_else() -> Result<()> {
 async fn open_stalled(cluster: &Cluster) -> Result<Vec<Watch>> {
     let mut watches = Vec::new();
     for user in 0..USERS {
-        let client = cluster.client(&format!("stalled-{user}"), &["stalled"]).await?;
+        // Small windows of their own: what is to be full is kube-apiserver's.
+        let target = cluster.apiserver(&format!("stalled-{user}"), &["stalled"]);
+        let client = Client::connect(target.windows(Windows { connection: 1 << 20, stream: 1 << 16 })).await?;
         for number in 0..WATCHES_PER_USER {
             watches.push(watch(&client, &format!("{EVENTS}&fieldSelector=auditID!%3D{number}")).await?);
         }
