@@ -249,6 +249,9 @@ impl Watches {
             }
             None => {}
         }
+        // The headers are what is handed over first: a peer that has room for nothing behind them never comes for more. Not
+        // before, because a replay may have had to wait for its turn.
+        watch.slot.handed_over();
         Ok(watch)
     }
 

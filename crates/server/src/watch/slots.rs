@@ -103,8 +103,7 @@ impl Slots {
         self.check(&taken, &holder)?;
         let id = taken.next_id;
         taken.next_id += 1;
-        // The headers are handed over first: a peer that has room for nothing behind them never comes for more.
-        let progress = Arc::new(Progress { handed_over: Mutex::new(Some(Instant::now())), exchange });
+        let progress = Arc::new(Progress { handed_over: Mutex::default(), exchange });
         taken.progress.insert(id, Arc::clone(&progress));
         let user = taken.users.entry(holder.user.clone()).or_default();
         user.watches += 1;
@@ -271,6 +270,7 @@ mod tests {
         let slots = Arc::new(Slots::new(LIMITS));
         let [waiting, moving, stalled, fresh] = [1, 2, 3, 4].map(|id| take(&slots, &id.to_string(), None, 1).unwrap());
         // Its connection has sent the headers, and waits for what comes.
+        waiting.handed_over();
         waiting.came_back();
         moving.handed_over();
         stalled.handed_over();
@@ -288,8 +288,9 @@ mod tests {
         let slots = Arc::new(Slots::new(LIMITS));
         let mut holders = Vec::new();
         for user in ["a", "b", "c", "d", "e"] {
-            // The headers count as handed over, so that one is counted that never came for more.
-            holders.push(take(&slots, user, None, 1).unwrap());
+            let holder = take(&slots, user, None, 1).unwrap();
+            holder.handed_over();
+            holders.push(holder);
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         slots.cut_half_of_stalled(Duration::from_secs(3));

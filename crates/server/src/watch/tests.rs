@@ -181,6 +181,29 @@ async fn what_is_retained_is_replayed_on_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replay_that_waits_for_its_turn_is_not_one_that_takes_nothing() {
+    let stage = Stage::new();
+    stage.publish("a");
+    let turn = stage.watches.searches.try_acquire().unwrap();
+    let others_turn = async {
+        tokio::time::sleep(PROGRESS_TIMEOUT).await;
+        stage.watches.slots.cut_half_of_stalled(STALLED_WITHOUT_ROOM);
+        drop(turn);
+    };
+    let (mut watch, ()) = tokio::join!(stage.watch("sinceSeconds=3600"), others_turn);
+    assert!(!watch.watch.slot.is_cut());
+    assert_eq!(watch.frame().await["object"]["auditID"], "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_nothing_behind_the_headers_is_cut() {
+    let stage = Stage::new();
+    let watch = stage.watch("").await;
+    tokio::time::sleep(STALLED_TIMEOUT + SWEEP_INTERVAL).await;
+    assert!(watch.watch.slot.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replay_begins_inside_a_batch() {
     let stage = Stage::new();
     stage.publish_batch(batch(&[("a", Some("shop")), ("x", Some("bank")), ("b", Some("shop")), ("c", Some("shop"))]));
