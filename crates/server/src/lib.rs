@@ -19,6 +19,7 @@ pub mod view;
 pub mod authn;
 pub mod authz;
 pub mod negotiation;
+pub mod review_budget;
 pub mod router;
 pub mod watch;
 pub mod wire;
@@ -28,6 +29,7 @@ pub mod health;
 pub mod memory;
 pub mod metrics;
 pub mod rejection;
+pub mod reload;
 
 pub mod logging;
 mod serve;
