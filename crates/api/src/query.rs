@@ -50,22 +50,8 @@ pub enum QueryError {
         /// What is wrong.
         message: String,
     },
-    /// A parameter is known upstream and not served here, or not together with another.
-    Forbidden {
-        /// The parameter.
-        parameter: &'static str,
-        /// What is wrong.
-        message: &'static str,
-    },
-    /// A number is none that the parameter can take.
-    OutOfRange {
-        /// The parameter.
-        parameter: &'static str,
-        /// The value given.
-        value: i64,
-        /// Which numbers it can take.
-        message: &'static str,
-    },
+    /// Values can be read and are not what a watch can have: all that is wrong with them, which is one thing at least.
+    Invalid(Vec<Violation>),
     /// A parameter cannot be given together with `resourceVersion`.
     BesideResourceVersion {
         /// The parameter.
@@ -77,6 +63,36 @@ pub enum QueryError {
     LabelSelector(LabelSelectorError),
     /// The path names one object, and `fieldSelector` does not ask for it.
     OtherName,
+}
+
+/// One thing that is wrong with the value of one parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Violation {
+    /// It cannot be there, or not without another.
+    Forbidden {
+        /// The parameter.
+        parameter: &'static str,
+        /// What is wrong.
+        message: &'static str,
+    },
+    /// It has to be one word of a few.
+    NotSupported {
+        /// The parameter.
+        parameter: &'static str,
+        /// The value given.
+        value: String,
+        /// The word.
+        supported: &'static str,
+    },
+    /// A number is none that the parameter can take.
+    OutOfRange {
+        /// The parameter.
+        parameter: &'static str,
+        /// The value given.
+        value: i64,
+        /// Which numbers it can take.
+        message: &'static str,
+    },
     /// `resourceVersion` is not a number.
     ResourceVersion {
         /// The value given.
@@ -108,6 +124,8 @@ struct Given<'q> {
     has_resource_version: bool,
     version_match: Option<Cow<'q, str>>,
     send_initial_events: Option<bool>,
+    has_continue: bool,
+    violations: Vec<Violation>,
 }
 
 // === impl WatchOptions ===
@@ -153,16 +171,24 @@ impl<'q> Given<'q> {
             "watch" | "pretty" | "limit" | "timeout" => {}
             "fieldSelector" => self.field_selector = FieldSelector::parse(&value).map_err(QueryError::Selector)?,
             "labelSelector" => self.selection.wants_label = wants_label(&value)?,
-            "continue" if value.is_empty() => {}
-            "continue" => return Err(forbidden("continue", "a watch has no pages")),
+            "continue" => self.has_continue = !value.is_empty(),
             "resourceVersion" => {
                 self.has_resource_version = !value.is_empty();
-                options.resource_version = resource_version(&value)?;
+                match resource_version(&value) {
+                    Ok(place) => options.resource_version = place,
+                    Err(violation) => self.violations.push(violation),
+                }
             }
             "resourceVersionMatch" if value.is_empty() => {}
             "resourceVersionMatch" => self.version_match = Some(value),
-            "sinceSeconds" => self.replay.since = since(&value)?,
-            "tailLines" => self.replay.tail = tail(&value)?,
+            "sinceSeconds" => match since(&value)? {
+                Ok(since) => self.replay.since = since,
+                Err(violation) => self.violations.push(violation),
+            },
+            "tailLines" => match tail(&value)? {
+                Ok(tail) => self.replay.tail = tail,
+                Err(violation) => self.violations.push(violation),
+            },
             "timeoutSeconds" => options.timeout = timeout(&value)?,
             "allowWatchBookmarks" => options.allow_bookmarks = boolean(&value),
             "sendInitialEvents" => self.send_initial_events = Some(boolean(&value)),
@@ -172,7 +198,11 @@ impl<'q> Given<'q> {
     }
 
     fn settle(mut self, name: Option<&str>) -> Result<WatchOptions, QueryError> {
-        check_companions(self.send_initial_events, self.version_match.as_deref())?;
+        let mut violations = self.companions();
+        violations.append(&mut self.violations);
+        if !violations.is_empty() {
+            return Err(QueryError::Invalid(violations));
+        }
         check_replay(self.replay, self.has_resource_version)?;
         self.selection.require(&match name {
             Some(name) => of_object(self.field_selector, name)?,
@@ -184,6 +214,30 @@ impl<'q> Given<'q> {
             send_initial_events: self.send_initial_events.unwrap_or(false),
             ..self.options
         })
+    }
+
+    /// Upstream's `validateWatchOptions`: either both are there, with this one value and no page, or neither is.
+    fn companions(&self) -> Vec<Violation> {
+        const PARAMETER: &str = "resourceVersionMatch";
+        const SUPPORTED: &str = "NotOlderThan";
+        let given = self.version_match.as_deref();
+        let other = given.filter(|value| *value != SUPPORTED);
+        let wants_initial_events = self.send_initial_events.is_some();
+        let forbidden = |message| Violation::Forbidden { parameter: PARAMETER, message };
+        let companion = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+        let alone = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+        let page = "resourceVersionMatch is forbidden when continue is provided";
+        let violations = [
+            (wants_initial_events && given != Some(SUPPORTED)).then(|| forbidden(companion)),
+            (!wants_initial_events && given.is_some()).then(|| forbidden(alone)),
+            other.map(|value| Violation::NotSupported {
+                parameter: PARAMETER,
+                value: value.to_owned(),
+                supported: SUPPORTED,
+            }),
+            (self.has_continue && given.is_some()).then(|| forbidden(page)),
+        ];
+        violations.into_iter().flatten().collect()
     }
 }
 
@@ -208,36 +262,16 @@ fn check_replay(replay: Replay, has_resource_version: bool) -> Result<(), QueryE
     }
 }
 
-/// Upstream's `validateWatchOptions`: either both are there, with this one value, or neither is. It tells all that is
-/// wrong; here the first has to do.
-fn check_companions(send_initial_events: Option<bool>, version_match: Option<&str>) -> Result<(), QueryError> {
-    match (send_initial_events, version_match) {
-        (Some(_), Some("NotOlderThan")) | (None, None) => Ok(()),
-        (Some(_), _) => Err(forbidden(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        )),
-        (None, Some(_)) => Err(forbidden(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        )),
-    }
-}
-
 fn wants_label(value: &str) -> Result<bool, QueryError> {
     label_selector::selects_unlabelled(value).map(|selects| !selects).map_err(QueryError::LabelSelector)
 }
 
-fn forbidden(parameter: &'static str, message: &'static str) -> QueryError {
-    QueryError::Forbidden { parameter, message }
-}
-
 /// Empty and `0` both mean now: there is no state to begin with.
-fn resource_version(value: &str) -> Result<Option<Sequence>, QueryError> {
+fn resource_version(value: &str) -> Result<Option<Sequence>, Violation> {
     if value.is_empty() {
         return Ok(None);
     }
-    let sequence: Sequence = value.parse().map_err(|_| QueryError::ResourceVersion { value: value.to_owned() })?;
+    let sequence: Sequence = value.parse().map_err(|_| Violation::ResourceVersion { value: value.to_owned() })?;
     Ok(Some(sequence).filter(|sequence| sequence.get() != 0))
 }
 
@@ -247,22 +281,26 @@ fn timeout(value: &str) -> Result<Option<Duration>, QueryError> {
     Ok(seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
 }
 
-fn since(value: &str) -> Result<Option<Duration>, QueryError> {
-    match number("sinceSeconds", value, "a whole number of seconds")? {
-        None => Ok(None),
-        Some(seconds @ 1..) => Ok(Some(Duration::from_secs(seconds.unsigned_abs()))),
-        Some(value) => {
-            Err(QueryError::OutOfRange { parameter: "sinceSeconds", value, message: "must be greater than 0" })
-        }
-    }
+/// A number that is read, and whether the parameter can take it.
+type Checked<T> = Result<Option<T>, Violation>;
+
+fn since(value: &str) -> Result<Checked<Duration>, QueryError> {
+    let (parameter, message) = ("sinceSeconds", "must be greater than 0");
+    let seconds = number(parameter, value, "a whole number of seconds")?;
+    Ok(seconds
+        .map(|value| match value {
+            1.. => Ok(Duration::from_secs(value.unsigned_abs())),
+            _ => Err(Violation::OutOfRange { parameter, value, message }),
+        })
+        .transpose())
 }
 
-fn tail(value: &str) -> Result<Option<u64>, QueryError> {
+fn tail(value: &str) -> Result<Checked<u64>, QueryError> {
     let (parameter, message) = ("tailLines", "must be greater than or equal to 0");
     let lines = number(parameter, value, "a whole number")?;
-    lines
-        .map(|value| u64::try_from(value).map_err(|_| QueryError::OutOfRange { parameter, value, message }))
-        .transpose()
+    Ok(lines
+        .map(|value| u64::try_from(value).map_err(|_| Violation::OutOfRange { parameter, value, message }))
+        .transpose())
 }
 
 /// The empty string is as good as none.
@@ -339,7 +377,9 @@ mod tests {
         assert_eq!(replay("sinceSeconds=90"), Ok(Some(Replay { since, tail: None })));
         assert_eq!(replay("tailLines=0"), Ok(Some(Replay { since: None, tail: Some(0) })));
         assert_eq!(replay("tailLines=7&sinceSeconds=90&resourceVersion="), Ok(Some(Replay { since, tail: Some(7) })));
-        let out_of_range = |parameter, value, message| Err(QueryError::OutOfRange { parameter, value, message });
+        let out_of_range = |parameter, value, message| {
+            Err(QueryError::Invalid(vec![Violation::OutOfRange { parameter, value, message }]))
+        };
         for value in [0, -1, i64::MIN] {
             let refused = out_of_range("sinceSeconds", value, "must be greater than 0");
             assert_eq!(replay(&format!("sinceSeconds={value}")), refused);
@@ -382,25 +422,46 @@ mod tests {
     fn send_initial_events_needs_its_companion() {
         assert!(!parse("sendInitialEvents=false&resourceVersionMatch=NotOlderThan").unwrap().send_initial_events);
         assert!(parse("sendInitialEvents=true&resourceVersionMatch=NotOlderThan").unwrap().send_initial_events);
-        for bad in [
-            "sendInitialEvents=true",
-            "resourceVersionMatch=NotOlderThan",
-            "sendInitialEvents=1&resourceVersionMatch=Exact",
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told_in_upstreams_order() {
+        let forbidden = |message| Violation::Forbidden { parameter: "resourceVersionMatch", message };
+        let companion = || forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+        let alone = || forbidden("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+        let page = || forbidden("resourceVersionMatch is forbidden when continue is provided");
+        let other = || Violation::NotSupported {
+            parameter: "resourceVersionMatch",
+            value: "Exact".to_owned(),
+            supported: "NotOlderThan",
+        };
+        let place = || Violation::ResourceVersion { value: "x".to_owned() };
+        let [since, tail] = [
+            Violation::OutOfRange { parameter: "sinceSeconds", value: 0, message: "must be greater than 0" },
+            Violation::OutOfRange { parameter: "tailLines", value: -1, message: "must be greater than or equal to 0" },
+        ];
+        for (query, expected) in [
+            ("sendInitialEvents=true", vec![companion()]),
+            ("sendInitialEvents=false&resourceVersionMatch=", vec![companion()]),
+            ("sendInitialEvents=1&resourceVersionMatch=Exact", vec![companion(), other()]),
+            ("resourceVersionMatch=NotOlderThan", vec![alone()]),
+            ("resourceVersionMatch=Exact", vec![alone(), other()]),
+            ("continue=c&resourceVersionMatch=Exact", vec![alone(), other(), page()]),
+            ("continue=c&resourceVersionMatch=NotOlderThan&sendInitialEvents=true", vec![page()]),
+            ("resourceVersion=x&continue=c&resourceVersionMatch=NotOlderThan", vec![alone(), page(), place()]),
+            ("sinceSeconds=0&resourceVersion=x&tailLines=-1", vec![since, place(), tail]),
         ] {
-            let error = parse(bad).unwrap_err();
-            assert!(
-                matches!(error, QueryError::Forbidden { parameter: "resourceVersionMatch", .. }),
-                "{bad}: {error:?}"
-            );
+            assert_eq!(parse(query), Err(QueryError::Invalid(expected)), "{query}");
         }
+        // Upstream minds a page only beside a match, and what cannot be read comes before what cannot be had.
+        assert_eq!(parse("continue=c"), Ok(WatchOptions::default()));
+        assert!(matches!(parse("resourceVersion=x&timeoutSeconds=x"), Err(QueryError::Malformed { .. })));
     }
 
     #[test]
     fn wrong_values_are_refused() {
-        assert!(matches!(parse("resourceVersion=abc"), Err(QueryError::ResourceVersion { .. })));
         assert!(matches!(parse("timeoutSeconds=1.5"), Err(QueryError::Malformed { .. })));
         assert!(matches!(parse("fieldSelector=verb"), Err(QueryError::Selector(_))));
         assert!(matches!(parse("labelSelector=%24"), Err(QueryError::LabelSelector(_))));
-        assert!(matches!(parse("continue=x"), Err(QueryError::Forbidden { .. })));
     }
 }

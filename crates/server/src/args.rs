@@ -4,6 +4,7 @@
 //! Nothing is opened or asked here; a mistake is told with the name of the flag.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -85,6 +86,10 @@ pub struct ServeArgs {
         value_name = "DURATION"
     )]
     authorization_webhook_cache_unauthorized_ttl: GoDuration,
+
+    /// Reviews of access and of tokens that kube-apiserver is asked for, a second.
+    #[arg(long, env = "AUDIT_STREAM_REVIEW_QPS", default_value = "200", value_name = "COUNT")]
+    review_qps: NonZeroU32,
 
     /// The IP address on which to take audit events.
     #[arg(long, env = "AUDIT_STREAM_WEBHOOK_BIND_ADDRESS", default_value = "0.0.0.0", value_name = "IP")]
@@ -232,6 +237,7 @@ impl ServeArgs {
                 authorized: self.authorization_webhook_cache_authorized_ttl.0,
                 unauthorized: self.authorization_webhook_cache_unauthorized_ttl.0,
             },
+            review_qps: self.review_qps,
             webhook_client_ca_file: self.webhook_client_ca_file,
             ingest: ingest::Config {
                 allowed_names: self.webhook_allowed_names,
@@ -338,6 +344,7 @@ mod tests {
         assert_eq!(config.retain.retain_age, Duration::from_secs(900));
         assert!(config.watch.replay);
         assert_eq!(config.authorization_cache.unauthorized, Duration::from_secs(10));
+        assert_eq!(config.review_qps.get(), 200);
         assert_eq!(config.authentication_kubeconfig, Some("k".into()));
         assert_eq!(config.authorization_kubeconfig, Some("z".into()));
         assert_eq!(config.webhook_pair.certificate, config.pair.certificate);
@@ -351,7 +358,8 @@ mod tests {
 
     #[test]
     fn mistakes_name_the_flag() {
-        let mistakes: [(&[&str], &str); 9] = [
+        let mistakes: [(&[&str], &str); 10] = [
+            (&["--review-qps=0"], "--review-qps"),
             (&["--webhook-max-body-bytes=1Gi"], "--webhook-max-body-bytes"),
             (&["--webhook-max-body-bytes=0"], "--webhook-max-body-bytes"),
             (&["--webhook-max-inflight-bytes=1Mi"], "--webhook-max-inflight-bytes (1048576)"),

@@ -3,13 +3,14 @@
 //! `objectRef` alone proves nothing: kube-apiserver completes it from the request's body before it validates anything
 //! (`LogRequestObject` in `k8s.io/apiserver/pkg/audit/request.go`), so whoever may create a `SelfSubjectAccessReview`
 //! can write any namespace there. The path cannot be forged, because the request was authorized by it. So the path is
-//! read as upstream's `RequestInfo` reads it (`pkg/endpoints/request/requestinfo.go`), and `objectRef` has to agree.
+//! read as upstream's `RequestInfo` reads it (`request_info`), and `objectRef` has to agree.
 //! This is not authorization: who may see the namespace's events is the business of `authz` and `view`.
 
 use std::borrow::Cow;
 
 use audit_stream_api::audit::{Event, Text};
-use percent_encoding::percent_decode_str;
+
+use crate::request_info::{RequestPath, ResourcePath, decoded, has_whole_escapes, is_label};
 
 /// Where an event belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,41 +153,17 @@ fn in_namespace(name: &str) -> Result<Attribution<'_>, Dispute> {
     if is_label(name) { Ok(Attribution::Namespace(name)) } else { Err(Dispute::NotALabel) }
 }
 
-/// Whether `name` is a DNS-1123 label, as the name of each namespace is.
-fn is_label(name: &str) -> bool {
-    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let bytes = name.as_bytes();
-    bytes.len() <= 63
-        && bytes.first().is_some_and(alphanumeric)
-        && bytes.last().is_some_and(alphanumeric)
-        && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
-}
-
-/// The path of `uri`, percent-decoded exactly once.
-///
-/// kube-apiserver writes `URL.RequestURI()` and decides by `URL.Path`, and the one always decodes to the other, slashes
-/// included: to upstream `shop%2Fpods` is two segments. `+` is itself. Go refuses a broken escape before any of this.
-///
-/// Bytes that are no text become U+FFFD, as they do where kube-apiserver writes them into `objectRef`: no namespace is called
-/// so, and a request on an object that is called so is not to be hidden by it.
+/// The path of `uri`, percent-decoded exactly once: kube-apiserver writes `URL.RequestURI()` and decides by `URL.Path`, and the
+/// one always decodes to the other.
 fn decoded_path(uri: &str) -> Result<Cow<'_, str>, Dispute> {
     let path = uri.split_once('?').map_or(uri, |(path, _query)| path);
     if !path.starts_with('/') && path != "*" {
         return Err(Dispute::NotAPath);
     }
-    if !has_whole_escapes(path) {
-        return Err(Dispute::Undecodable);
-    }
-    Ok(percent_decode_str(path).decode_utf8_lossy())
+    decoded(path).ok_or(Dispute::Undecodable)
 }
 
-/// Whether two hexadecimal digits follow each `%`.
-fn has_whole_escapes(text: &str) -> bool {
-    let hex = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_hexdigit);
-    text.split('%').skip(1).map(str::as_bytes).all(|after| hex(after.first()) && hex(after.get(1)))
-}
-
-/// What upstream's `RequestInfo` makes of a path. Empty means none, as there.
+/// What a path says about where its request belongs. Empty means none, as upstream.
 #[derive(Default)]
 struct Target<'p> {
     kind: Kind,
@@ -211,54 +188,27 @@ enum Kind {
 }
 
 impl<'p> Target<'p> {
-    /// Reads a decoded path.
-    ///
     /// Behind `{resource}/{name}/{subresource}` upstream interprets nothing, so neither do we: there begins the path
     /// that `proxy` hands on, which must not take the request out of its namespace's sight.
-    /// Empty and dot segments are segments: kube-apiserver cleans no path, and authorizes what it reads.
     fn of(path: &'p str) -> Self {
-        let mut buffer = [""; INTERPRETED + 1];
-        Self::walk(split(path.trim_matches('/'), &mut buffer))
-    }
-
-    fn walk(segments: &[&'p str]) -> Self {
-        let (core, group, rest) = match segments {
-            ["api", _version, rest @ ..] => (true, "", rest),
-            ["apis", group, _version, rest @ ..] => (false, *group, rest),
-            _ => return Self::default(),
-        };
-        // Deprecated, and consumed once only: of `watch/watch/namespaces/x` the resource is `watch`.
-        let rest = if let ["watch" | "proxy", rest @ ..] = rest { rest } else { rest };
-        let (kind, namespace, inside) = match rest {
-            // Discovery; or a prefix and nothing else, which upstream answers with an error.
-            [] => return Self::default(),
-            ["namespaces", namespace] if segments == ["api", "v1", "namespaces", namespace] => {
-                (Kind::Namespace, *namespace, rest)
-            }
-            ["namespaces", namespace] | ["namespaces", namespace, "status" | "finalize", ..] => {
-                (if core { Kind::Other } else { Kind::Namesake }, *namespace, rest)
-            }
-            ["namespaces"] if segments == ["api", "v1", "namespaces"] => (Kind::Namespaces, "", rest),
-            // Here `inside` has a resource. An empty namespace is none: `namespaces//pods` are the pods of all.
-            ["namespaces", namespace, inside @ ..] => (Kind::Other, *namespace, inside),
-            _ => (Kind::Other, "", rest),
-        };
-        Self { kind, group, namespace, resource: inside.first().copied().unwrap_or_default() }
+        let RequestPath::Resource(path) = RequestPath::of(path) else { return Self::default() };
+        let ResourcePath { namespace, resource, .. } = path;
+        Self { kind: Kind::of(&path), group: path.group.unwrap_or_default(), namespace, resource }
     }
 }
 
-/// The segments of the longest path that means something:
-/// `apis/{group}/{version}/watch/namespaces/{namespace}/{resource}`.
-const INTERPRETED: usize = 7;
-
-/// The segments of `path`, in `buffer`; those that find no room there mean nothing.
-fn split<'b, 'p>(path: &'p str, buffer: &'b mut [&'p str]) -> &'b [&'p str] {
-    let mut count = 0;
-    for (slot, segment) in buffer.iter_mut().zip(path.split('/')) {
-        *slot = segment;
-        count += 1;
+impl Kind {
+    fn of(path: &ResourcePath<'_>) -> Self {
+        if path.resource != "namespaces" || path.inside {
+            return Self::Other;
+        }
+        match (path.group, path.version, path.prefix, path.depth) {
+            (None, "v1", None, 1) => Self::Namespaces,
+            (None, "v1", None, 2) => Self::Namespace,
+            (None, ..) => Self::Other,
+            (Some(_), ..) => Self::Namesake,
+        }
     }
-    &buffer[..count]
 }
 
 #[cfg(test)]

@@ -1,29 +1,28 @@
 //! What they may do: a `SubjectAccessReview` for every request, and the lease of a watch that stays open.
 //!
 //! An unknown answer is no. Answers are cached by user and attributes, allow and deny alike; errors never are; whoever
-//! asks the same at the same time shares one review. Names and selectors are never sent, so that narrower grants do not
-//! match. Source: `k8s.io/apiserver/plugin/pkg/authorizer/webhook/webhook.go`.
+//! asks the same at the same time shares one review. Only a review that is really sent takes room of the budget, and who finds
+//! none, an asker or a lease, leaves the review to whoever waits for the same. Names and selectors are never sent, so that
+//! narrower grants do not match. Source: `k8s.io/apiserver/plugin/pkg/authorizer/webhook/webhook.go`.
 
 mod lease;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use audit_stream_api::{GROUP, Route};
 use aws_lc_rs::digest;
-use k8s_openapi::api::authorization::v1::{
-    NonResourceAttributes, ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
-};
+use k8s_openapi::api::authorization::v1 as upstream;
+use k8s_openapi::api::authorization::v1::{SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use quick_cache::sync::Cache;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::authn::User;
-use crate::metrics::{AccessMetrics, Outcome};
+use crate::metrics::{AccessMetrics, Outcome, Purpose};
+use crate::review_budget::{Asker, Exhausted, ReviewBudget, Turn};
 pub use lease::Lease;
 
 /// Members of this group may do everything, without being asked about, as upstream.
@@ -35,23 +34,14 @@ const CACHED_ANSWERS: usize = 8192;
 /// The longest reason of a denial that is kept and told: RBAC's are a sentence.
 const MAX_REASON_BYTES: usize = 1024;
 
-/// Reviews under way at a time, each on a connection of its own. Who waits for a place longer than [`REVIEW_TIMEOUT`] is
-/// refused.
-const MAX_REVIEWS_UNDER_WAY: usize = 100;
-
 /// How long kube-apiserver may take over a review, and how long an asker waits, for the review of another asker too.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attributes {
-    /// Something in our API group.
-    Resource {
-        /// Upstream's request verb.
-        verb: &'static str,
-        /// Of the path.
-        route: Route,
-    },
+    /// Something of an API, ours or another.
+    Resource(ResourceAttributes),
     /// Any other path.
     NonResource {
         /// The method in lower case.
@@ -61,6 +51,25 @@ pub enum Attributes {
     },
 }
 
+/// What is asked for of an API, as upstream's `RequestInfo` says it; empty means none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResourceAttributes {
+    /// Upstream's request verb.
+    pub verb: &'static str,
+    /// The API group; the core group is empty.
+    pub group: String,
+    /// The API version.
+    pub version: String,
+    /// The plural name.
+    pub resource: String,
+    /// What of it.
+    pub subresource: String,
+    /// Where it is.
+    pub namespace: String,
+    /// Which one, for people alone: the reviewer is never told.
+    pub name: String,
+}
+
 /// Why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
@@ -68,6 +77,17 @@ pub enum Refusal {
     Denied(String),
     /// The reviewer did not say.
     Unknown,
+    /// The reviewer cannot be asked now, because so much is asked already.
+    Busy,
+}
+
+/// What a review is for, which decides what room it finds.
+#[derive(Debug, Clone, Copy)]
+enum For<'a> {
+    /// Something new, of this user's.
+    Question(&'a str),
+    /// A watch that is open.
+    Lease,
 }
 
 /// Leave to do what was asked for. For a request that is answered at once it is enough to have it; a watch makes it a
@@ -93,8 +113,7 @@ pub struct Authorizer {
     reviews: Api<SubjectAccessReview>,
     cache: Cache<CacheKey, Review>,
     ttl: CacheTtl,
-    /// One permit for each review under way.
-    under_way: Semaphore,
+    budget: Arc<ReviewBudget>,
     /// Of leases. Each ends by itself, with its review.
     renewals: TaskTracker,
     metrics: AccessMetrics,
@@ -121,13 +140,13 @@ struct Review {
 // === impl Authorizer ===
 
 impl Authorizer {
-    /// An authorizer that asks through `client`.
-    pub fn new(client: Client, ttl: CacheTtl, metrics: AccessMetrics) -> Self {
+    /// An authorizer that asks through `client`, as often as `budget` says.
+    pub fn new(client: Client, ttl: CacheTtl, budget: Arc<ReviewBudget>, metrics: AccessMetrics) -> Self {
         Self {
             reviews: Api::all(client),
             cache: Cache::new(CACHED_ANSWERS),
             ttl,
-            under_way: Semaphore::new(MAX_REVIEWS_UNDER_WAY),
+            budget,
             renewals: TaskTracker::new(),
             metrics,
         }
@@ -142,20 +161,22 @@ impl Authorizer {
             return Ok(Grant { reviewed: None });
         }
         let request = Arc::new(ReviewRequest::new(user, attributes));
-        let review = self.review(&request, Duration::MAX).await?;
+        let review = self.review(&request, Duration::MAX, For::Question(&user.name)).await?;
         let started = review.allowed()?;
         Ok(Grant { reviewed: Some((request, started)) })
     }
 
     /// An answer that is younger than `max_age` and than the cache's limit for its kind.
-    async fn review(&self, request: &ReviewRequest, max_age: Duration) -> Result<Review, Refusal> {
+    async fn review(&self, request: &ReviewRequest, max_age: Duration, purpose: For<'_>) -> Result<Review, Refusal> {
         let answer = async {
             loop {
-                // One asker at a time for a key holds the guard; the others wait here and share what it finds.
+                // One asker at a time for a key holds the guard; the others wait here and share what it finds. If it finds
+                // nothing out, or no room, the next of them tries: a lease is not refused with a question.
                 match self.cache.get_value_or_guard_async(&request.key).await {
                     Ok(review) if self.fresh(&review, max_age) => return Ok(review),
                     Ok(_) => drop(self.cache.remove_if(&request.key, |review| !self.fresh(review, max_age))),
                     Err(guard) => {
+                        let _turn = self.turn(purpose).await?;
                         let review = self.ask(&request.spec).await?;
                         // Fails only if the entry was removed meanwhile; the answer is as good.
                         let _ = guard.insert(review.clone());
@@ -172,8 +193,19 @@ impl Authorizer {
         review.started.elapsed() < ttl.min(max_age)
     }
 
+    /// Room for a review. A lease that finds none is one whose review is not answered.
+    async fn turn(&self, purpose: For<'_>) -> Result<Turn<'_>, Refusal> {
+        let (turn, purpose, refusal) = match purpose {
+            For::Question(user) => (self.budget.question(Asker::User(user)), Purpose::QUESTION, Refusal::Busy),
+            For::Lease => (self.budget.lease().await, Purpose::LEASE, Refusal::Unknown),
+        };
+        turn.map_err(|Exhausted| {
+            self.metrics.turned_away.get_or_create(&purpose).inc();
+            refusal
+        })
+    }
+
     async fn ask(&self, spec: &SubjectAccessReviewSpec) -> Result<Review, Refusal> {
-        let _place = self.under_way.acquire().await.map_err(|_| Refusal::Unknown)?;
         let started = Instant::now();
         let review = SubjectAccessReview { spec: spec.clone(), ..SubjectAccessReview::default() };
         let answer = timeout(REVIEW_TIMEOUT, self.reviews.create(&PostParams::default(), &review)).await;
@@ -218,19 +250,21 @@ impl ReviewRequest {
             ..SubjectAccessReviewSpec::default()
         };
         match attributes {
-            Attributes::Resource { verb, route: Route { version, resource, namespace } } => {
-                spec.resource_attributes = Some(ResourceAttributes {
-                    group: Some(GROUP.to_owned()),
-                    version: Some(version.as_str().to_owned()),
-                    resource: Some(resource.name().to_owned()),
-                    verb: Some((*verb).to_owned()),
-                    namespace: namespace.clone(),
-                    ..ResourceAttributes::default()
+            Attributes::Resource(asked) => {
+                let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+                spec.resource_attributes = Some(upstream::ResourceAttributes {
+                    verb: given(asked.verb),
+                    group: given(&asked.group),
+                    version: given(&asked.version),
+                    resource: given(&asked.resource),
+                    subresource: given(&asked.subresource),
+                    namespace: given(&asked.namespace),
+                    ..upstream::ResourceAttributes::default()
                 });
             }
             Attributes::NonResource { verb, path } => {
                 let (verb, path) = (Some(verb.clone()), Some(path.clone()));
-                spec.non_resource_attributes = Some(NonResourceAttributes { path, verb });
+                spec.non_resource_attributes = Some(upstream::NonResourceAttributes { path, verb });
             }
         }
         let json = serde_json::to_vec(&spec).expect("strings and maps of strings always serialise");

@@ -30,6 +30,7 @@ pub mod memory;
 pub mod metrics;
 pub mod rejection;
 pub mod reload;
+pub mod request_info;
 
 pub mod logging;
 mod serve;

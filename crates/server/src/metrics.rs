@@ -104,6 +104,8 @@ pub struct WatchMetrics {
 pub struct AccessMetrics {
     /// `SubjectAccessReview`s sent, by outcome: `allowed`, `denied`, `error`.
     pub reviews: Family<Outcome, Counter>,
+    /// Reviews that there was no room for, by what they were for.
+    pub turned_away: Family<Purpose, Counter>,
     /// Requests answered with a refusal, by HTTP status code.
     pub refused_requests: Family<Code, Counter>,
 }
@@ -127,6 +129,19 @@ pub struct Part {
 pub struct Outcome {
     /// A word of this program.
     pub outcome: &'static str,
+}
+
+/// A label: what a review is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Purpose {
+    purpose: &'static str,
+}
+
+impl Purpose {
+    /// To keep a watch open.
+    pub const LEASE: Self = Self { purpose: "lease" };
+    /// To answer a request.
+    pub const QUESTION: Self = Self { purpose: "question" };
 }
 
 /// A label.
@@ -227,6 +242,9 @@ fn exist_from_the_start(
     for outcome in ["allowed", "denied", "error"] {
         drop(access.reviews.get_or_create(&Outcome { outcome }));
     }
+    for purpose in [Purpose::LEASE, Purpose::QUESTION] {
+        drop(access.turned_away.get_or_create(&purpose));
+    }
 }
 
 fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &IngestMetrics) {
@@ -298,6 +316,11 @@ fn register_bus(registry: &mut Registry, bus: &BusMetrics) {
 fn register_output(registry: &mut Registry, watch: &WatchMetrics, access: &AccessMetrics) {
     registry.register("reviews", "SubjectAccessReviews sent, by outcome", access.reviews.clone());
     registry.register(
+        "reviews_turned_away",
+        "Reviews that the budget had no room for, by what they were for",
+        access.turned_away.clone(),
+    );
+    registry.register(
         "refused_requests",
         "Requests answered with a refusal, by HTTP status code",
         access.refused_requests.clone(),
@@ -344,5 +367,9 @@ mod tests {
             assert!(scrape.contains(&format!("\naudit_stream_ingest_{name} 0\n")), "{name}");
         }
         assert!(scrape.contains("\naudit_stream_watch_gaps_total{reason=\"source\"} 0\n"));
+        for purpose in ["lease", "question"] {
+            let series = format!("\naudit_stream_reviews_turned_away_total{{purpose=\"{purpose}\"}} 0\n");
+            assert!(scrape.contains(&series), "{series}");
+        }
     }
 }

@@ -6,13 +6,13 @@
 use std::fmt;
 
 use audit_stream_api::object::GapReason;
-use audit_stream_api::query::QueryError;
+use audit_stream_api::query::{QueryError, Violation};
 use audit_stream_api::status::{Cause, Details, Status};
-use audit_stream_api::{GROUP, Resource, Route, Sequence};
+use audit_stream_api::{GROUP, Resource, Sequence};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response};
 
-use crate::authz::{Attributes, Refusal};
+use crate::authz::{Attributes, Refusal, ResourceAttributes};
 use crate::ingest::sources::MAX_SOURCES;
 use crate::watch::Full;
 use crate::wire::{self, Body};
@@ -33,6 +33,10 @@ pub enum Rejection {
     },
     /// Whether the user may do this could not be found out, and unknown means no.
     ReviewFailed,
+    /// Whether the user may do this cannot be asked now, because so much is asked already.
+    TooManyReviews,
+    /// The path cannot be decoded.
+    BrokenEscape,
     /// Nothing lives at this path.
     NotFound,
     /// The path takes other methods.
@@ -107,6 +111,7 @@ impl Rejection {
                 Self::Forbidden { user: user.to_owned(), attributes: attributes.clone(), reason }
             }
             Refusal::Unknown => Self::ReviewFailed,
+            Refusal::Busy => Self::TooManyReviews,
         }
     }
 
@@ -131,6 +136,10 @@ impl Rejection {
                 "Internal error occurred: the request could not be authorized, because kube-apiserver did not answer a \
                  SubjectAccessReview",
             ),
+            Self::TooManyReviews => retry_later(429, "TooManyRequests", "too many requests, please try again later"),
+            Self::BrokenEscape => {
+                bad_request("the path has a percent sign without two hexadecimal digits behind it".to_owned())
+            }
             Self::NotFound => Status::failure(404, "NotFound", "the server could not find the requested resource")
                 .with_details(Details::default()),
             Self::MethodNotAllowed => Status::failure(
@@ -304,22 +313,39 @@ fn forbidden(user: &str, attributes: &Attributes, reason: &str) -> Status {
     let user = Sanitized(user);
     let because = if reason.is_empty() { String::new() } else { format!(": {}", Sanitized(reason)) };
     match attributes {
-        Attributes::Resource { verb, route: Route { resource, namespace, .. } } => {
-            let name = resource.name();
-            let place = match namespace {
-                Some(namespace) => format!("in the namespace \"{}\"", Sanitized(namespace)),
-                None => "at the cluster scope".to_owned(),
+        Attributes::Resource(asked) => {
+            let slash = if asked.subresource.is_empty() { "" } else { "/" };
+            let place = match &*asked.namespace {
+                "" => "at the cluster scope".to_owned(),
+                namespace => format!("in the namespace \"{}\"", Sanitized(namespace)),
             };
             let message = format!(
-                "{name}.{GROUP} is forbidden: User \"{user}\" cannot {verb} resource \"{name}\" in API group \"{GROUP}\" \
-                 {place}{because}"
+                "{}forbidden: User \"{user}\" cannot {} resource \"{}{slash}{}\" in API group \"{}\" {place}{because}",
+                about(asked),
+                asked.verb,
+                Sanitized(&asked.resource),
+                Sanitized(&asked.subresource),
+                Sanitized(&asked.group),
             );
-            Status::failure(403, "Forbidden", message).with_details(resource_details(*resource))
+            let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            let [name, group, kind] = [&asked.name, &asked.group, &asked.resource].map(|text| given(text));
+            Status::failure(403, "Forbidden", message).with_details(Details { name, group, kind, ..Details::default() })
         }
         Attributes::NonResource { verb, path } => {
             let message = format!("forbidden: User \"{user}\" cannot {verb} path \"{}\"{because}", Sanitized(path));
             Status::failure(403, "Forbidden", message).with_details(Details::default())
         }
+    }
+}
+
+/// What a request was about, if it says: the resource with its group, and the name.
+fn about(asked: &ResourceAttributes) -> String {
+    let (resource, group) = (Sanitized(&asked.resource), Sanitized(&asked.group));
+    let dot = if asked.group.is_empty() { "" } else { "." };
+    match (&*asked.resource, &*asked.group, &*asked.name) {
+        ("", "", _) => String::new(),
+        (_, _, "") => format!("{resource}{dot}{group} is "),
+        (_, _, name) => format!("{resource}{dot}{group} \"{}\" is ", Sanitized(name)),
     }
 }
 
@@ -332,29 +358,42 @@ fn query(error: &QueryError) -> Status {
             bad_request(format!("at most one of `{parameter}` or `resourceVersion` may be specified"))
         }
         QueryError::Malformed { parameter, message } => bad_request(format!("{parameter}: {message}")),
-        QueryError::Forbidden { parameter, message } => {
-            invalid_option(parameter, "FieldValueForbidden", format!("Forbidden: {message}"))
-        }
-        QueryError::OutOfRange { parameter, value, message } => {
-            invalid_option(parameter, "FieldValueInvalid", format!("Invalid value: {value}: {message}"))
-        }
-        QueryError::ResourceVersion { value } => {
-            let value = Sanitized(value);
-            let message = format!("Invalid value: \"{value}\": strconv.ParseUint: parsing \"{value}\": invalid syntax");
-            invalid_option("resourceVersion", "FieldValueInvalid", message)
-        }
+        QueryError::Invalid(violations) => invalid(violations.iter().map(cause).collect()),
     }
 }
 
-/// 422 in the words of upstream's validation of list options.
-fn invalid_option(field: &'static str, reason: &'static str, message: String) -> Status {
+fn cause(violation: &Violation) -> Cause {
+    let (field, reason, message) = match violation {
+        Violation::Forbidden { parameter, message } => {
+            (*parameter, "FieldValueForbidden", format!("Forbidden: {message}"))
+        }
+        Violation::NotSupported { parameter, value, supported } => {
+            let message = format!("Unsupported value: \"{}\": supported values: \"{supported}\"", Sanitized(value));
+            (*parameter, "FieldValueNotSupported", message)
+        }
+        Violation::OutOfRange { parameter, value, message } => {
+            (*parameter, "FieldValueInvalid", format!("Invalid value: {value}: {message}"))
+        }
+        Violation::ResourceVersion { value } => {
+            let value = Sanitized(value);
+            let message = format!("Invalid value: \"{value}\": strconv.ParseUint: parsing \"{value}\": invalid syntax");
+            ("resourceVersion", "FieldValueInvalid", message)
+        }
+    };
+    Cause { reason: reason.into(), message, field: field.into() }
+}
+
+/// All causes in one, as upstream aggregates them. No two are the same: each parameter is looked at once for each rule.
+fn invalid(causes: Vec<Cause>) -> Status {
+    let told: Vec<_> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+    let told = if let [one] = &*told { one.clone() } else { format!("[{}]", told.join(", ")) };
     let details = Details {
         group: Some("meta.k8s.io".to_owned()),
         kind: Some("ListOptions".to_owned()),
-        causes: vec![Cause { reason: reason.into(), message: message.clone(), field: field.into() }],
+        causes,
         ..Details::default()
     };
-    let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {message}");
+    let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {told}");
     Status::failure(422, "Invalid", message).with_details(details)
 }
 
@@ -377,19 +416,17 @@ impl fmt::Display for Sanitized<'_> {
 
 #[cfg(test)]
 mod tests {
-    use audit_stream_api::Version;
-
     use super::*;
 
     fn watch(namespace: Option<&str>) -> Attributes {
-        Attributes::Resource {
+        Attributes::Resource(ResourceAttributes {
             verb: "watch",
-            route: Route {
-                version: Version::V1,
-                resource: Resource::NamespacedEvents,
-                namespace: namespace.map(str::to_owned),
-            },
-        }
+            group: GROUP.to_owned(),
+            version: "v1".to_owned(),
+            resource: "namespacedevents".to_owned(),
+            namespace: namespace.unwrap_or_default().to_owned(),
+            ..ResourceAttributes::default()
+        })
     }
 
     fn json(rejection: &Rejection) -> String {
@@ -422,7 +459,7 @@ mod tests {
             json(&Rejection::Unauthorized),
             r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}"#
         );
-        let error = QueryError::Forbidden { parameter: "sendInitialEvents", message: "x" };
+        let error = QueryError::Invalid(vec![Violation::Forbidden { parameter: "sendInitialEvents", message: "x" }]);
         assert_eq!(
             json(&Rejection::Query(error)),
             r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: x","reason":"Invalid","details":{"group":"meta.k8s.io","kind":"ListOptions","causes":[{"reason":"FieldValueForbidden","message":"Forbidden: x","field":"sendInitialEvents"}]},"code":422}"#
@@ -430,8 +467,43 @@ mod tests {
     }
 
     #[test]
+    fn what_was_forbidden_is_named_as_upstream_names_it() {
+        let asked = ResourceAttributes {
+            verb: "get",
+            resource: "pods".to_owned(),
+            subresource: "<log>".to_owned(),
+            name: "a&b".to_owned(),
+            ..ResourceAttributes::default()
+        };
+        let user = "jane".to_owned();
+        let rejection = Rejection::Forbidden { user, attributes: Attributes::Resource(asked), reason: String::new() };
+        assert_eq!(
+            json(&rejection),
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"a&amp;b\" is forbidden: User \"jane\" cannot get resource \"pods/&lt;log&gt;\" in API group \"\" at the cluster scope","reason":"Forbidden","details":{"name":"a&b","kind":"pods"},"code":403}"#
+        );
+    }
+
+    #[test]
+    fn several_causes_are_told_together() {
+        let violations = vec![
+            Violation::Forbidden { parameter: "resourceVersionMatch", message: "x" },
+            Violation::NotSupported {
+                parameter: "resourceVersionMatch",
+                value: "Exact".to_owned(),
+                supported: "NotOlderThan",
+            },
+        ];
+        assert_eq!(
+            json(&Rejection::Query(QueryError::Invalid(violations))),
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"ListOptions.meta.k8s.io \"\" is invalid: [resourceVersionMatch: Forbidden: x, resourceVersionMatch: Unsupported value: \"Exact\": supported values: \"NotOlderThan\"]","reason":"Invalid","details":{"group":"meta.k8s.io","kind":"ListOptions","causes":[{"reason":"FieldValueForbidden","message":"Forbidden: x","field":"resourceVersionMatch"},{"reason":"FieldValueNotSupported","message":"Unsupported value: \"Exact\": supported values: \"NotOlderThan\"","field":"resourceVersionMatch"}]},"code":422}"#
+        );
+    }
+
+    #[test]
     fn a_number_that_is_out_of_range_is_told_in_upstreams_words() {
-        let error = QueryError::OutOfRange { parameter: "sinceSeconds", value: 0, message: "must be greater than 0" };
+        let violation =
+            Violation::OutOfRange { parameter: "sinceSeconds", value: 0, message: "must be greater than 0" };
+        let error = QueryError::Invalid(vec![violation]);
         assert_eq!(
             json(&Rejection::Query(error)),
             r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"ListOptions.meta.k8s.io \"\" is invalid: sinceSeconds: Invalid value: 0: must be greater than 0","reason":"Invalid","details":{"group":"meta.k8s.io","kind":"ListOptions","causes":[{"reason":"FieldValueInvalid","message":"Invalid value: 0: must be greater than 0","field":"sinceSeconds"}]},"code":422}"#
@@ -459,6 +531,8 @@ mod tests {
                 (503, &HeaderValue::from_static("1"))
             );
         }
+        let busy = Rejection::TooManyReviews.into_response();
+        assert_eq!((busy.status().as_u16(), &busy.headers()[RETRY_AFTER]), (429, &HeaderValue::from_static("1")));
         let list = Rejection::VerbNotSupported { verb: "list", resource: Resource::Events }.into_response();
         assert_eq!((list.status().as_u16(), &list.headers()[ALLOW]), (405, &HeaderValue::from_static("GET")));
         assert!(!Rejection::NotFound.into_response().headers().contains_key(ALLOW));

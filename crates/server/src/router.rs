@@ -1,7 +1,7 @@
 //! One request: who, may they, and which room answers.
 //!
-//! A path is decoded once and parsed once, and what was authorized is what is served. Source of the parsing:
-//! `k8s.io/apiserver/pkg/endpoints/request/requestinfo.go`.
+//! A path is decoded once and parsed once (`request_info`), and what was authorized is what is served. The order is upstream's:
+//! whoever may not ask for something is told so, whether or not it exists.
 
 use std::sync::Arc;
 
@@ -10,19 +10,19 @@ use audit_stream_api::{GROUP, Resource, Route, Version};
 use audit_stream_bus::Bus;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, UPGRADE, WARNING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
-use percent_encoding::percent_decode_str;
 use tracing::debug;
 use uuid::Uuid;
 
 use crate::authn::{Authenticator, User};
-use crate::authz::{Attributes, Authorizer, Grant, Lease};
+use crate::authz::{Attributes, Authorizer, Grant, Lease, ResourceAttributes};
 use crate::discovery::{Answer, Documents};
-use crate::health::Health;
+use crate::health::{self, Health};
 use crate::ingest::batch::Batch;
 use crate::listener::{Exchange, Peer};
 use crate::metrics::{self, Code, Metrics};
 use crate::negotiation::{JSON_WATCH, accepts_json};
 use crate::rejection::Rejection;
+use crate::request_info::{Prefix, RequestPath, ResourcePath, decoded, is_label};
 use crate::watch::{ClassKey, Reader, Watches};
 use crate::wire::{self, Body};
 
@@ -52,32 +52,13 @@ pub struct Router {
     pub metrics: Arc<Metrics>,
 }
 
-/// What a path stands for.
+/// What is served of a collection.
 #[derive(Debug, PartialEq, Eq)]
-enum Target {
-    /// A collection of ours, or an object in it.
-    Resource {
-        route: Route,
-        /// What of the collection.
-        part: Part,
-        /// Whether it was reached by the deprecated `/watch/` prefix, which is a watch whatever the method.
-        watch_prefix: bool,
-    },
-    /// Below one of our versions, and nothing.
-    UnknownResource,
-    /// Anything else.
-    Path,
-}
-
-/// What a path names of a collection.
-#[derive(Debug, PartialEq, Eq)]
-enum Part {
+enum Part<'p> {
     /// All of it.
     All,
     /// One object, whether or not there is one of this name.
-    Object(String),
-    /// Something of an object.
-    Below,
+    Object(&'p str),
 }
 
 impl Router {
@@ -94,35 +75,43 @@ impl Router {
                 response
             }
         };
+        let headers = response.headers_mut();
+        headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
         if let Ok(value) = HeaderValue::from_str(&audit_id) {
-            response.headers_mut().insert(AUDIT_ID, value);
+            headers.insert(AUDIT_ID, value);
         }
         response
     }
 
     async fn answer<B>(&self, peer: &Peer, request: &Request<B>, audit_id: &str) -> Result<Response<Body>, Rejection> {
-        let path = percent_decode_str(request.uri().path()).decode_utf8().map_err(|_| Rejection::NotFound)?;
-        let query = request.uri().query().unwrap_or_default();
-        if let Some(response) = self.health.answer(&path, query) {
-            return Ok(response);
-        }
+        let path = decoded(request.uri().path()).ok_or(Rejection::BrokenEscape)?;
         let user = self.authenticator.authenticate(peer, request.headers()).map_err(|_| Rejection::Unauthorized)?;
-        match Target::parse(&path) {
-            Target::UnknownResource => Err(Rejection::NotFound),
-            Target::Path => self.serve_path(&user, request, &path).await,
-            Target::Resource { route, part, watch_prefix } => {
-                let verb = if watch_prefix { "watch" } else { verb(request.method(), &part, query) };
-                // Without name and selectors, so that grants that are narrower than the route do not match.
-                let attributes = Attributes::Resource { verb, route: route.clone() };
-                let grant = self.authorize(&user, &attributes).await?;
-                check_verb(request.method(), verb, route.resource, &part)?;
-                let options = watch_options(request.headers(), query, route.resource, &part)?;
-                let exchange = request.extensions().get::<Exchange>().expect("each request of a listener has one");
-                let (username, audit_id) = (user.name, audit_id.to_owned());
-                let reader = Reader { username, attributes, audit_id, exchange: exchange.clone() };
-                self.watch(reader, grant, route, &options).await
-            }
+        match RequestPath::of(&path) {
+            RequestPath::Resource(asked) => self.serve_resource(user, request, &path, &asked, audit_id).await,
+            // Upstream's 500 to a bare prefix helps nobody: it is a path like any other.
+            RequestPath::NonResource | RequestPath::BarePrefix => self.serve_path(&user, request, &path).await,
         }
+    }
+
+    async fn serve_resource<B>(
+        &self,
+        user: User,
+        request: &Request<B>,
+        path: &str,
+        asked: &ResourcePath<'_>,
+        audit_id: &str,
+    ) -> Result<Response<Body>, Rejection> {
+        let query = request.uri().query().unwrap_or_default();
+        let verb = asked.verb(request.method(), asks_to_watch(query));
+        let attributes = attributes(verb, asked);
+        let grant = self.authorize(&user, &attributes).await?;
+        let (route, part) = served(path, asked).ok_or(Rejection::NotFound)?;
+        check_verb(request.method(), verb, route.resource)?;
+        let options = watch_options(request.headers(), query, route.resource, &part)?;
+        let exchange = request.extensions().get::<Exchange>().expect("each request of a listener has one");
+        let (username, audit_id) = (user.name, audit_id.to_owned());
+        let reader = Reader { username, attributes, audit_id, exchange: exchange.clone() };
+        self.watch(reader, grant, route, &options).await
     }
 
     async fn authorize(&self, user: &User, attributes: &Attributes) -> Result<Grant, Rejection> {
@@ -131,8 +120,13 @@ impl Router {
     }
 
     async fn serve_path<B>(&self, user: &User, request: &Request<B>, path: &str) -> Result<Response<Body>, Rejection> {
-        let verb = request.method().as_str().to_ascii_lowercase();
-        self.authorize(user, &Attributes::NonResource { verb, path: path.to_owned() }).await?;
+        if !health::OPEN.contains(&path) {
+            let verb = request.method().as_str().to_ascii_lowercase();
+            self.authorize(user, &Attributes::NonResource { verb, path: path.to_owned() }).await?;
+        }
+        if let Some(response) = self.health.answer(path, request.uri().query().unwrap_or_default()) {
+            return Ok(response);
+        }
         let read_only = matches!(*request.method(), Method::GET | Method::HEAD);
         let response = if path == "/metrics" {
             Some(self.scrape())
@@ -154,7 +148,6 @@ impl Router {
     fn scrape(&self) -> Response<Body> {
         let mut response = Response::new(wire::whole(self.metrics.scrape(&self.bus, self.watches.frame_bytes())));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         response
     }
 
@@ -176,8 +169,55 @@ impl Router {
     }
 }
 
+/// What the reviewer is asked about: the path as it was read. Selectors stay out, so that grants that are narrower than the route
+/// do not match.
+fn attributes(verb: &'static str, asked: &ResourcePath<'_>) -> Attributes {
+    Attributes::Resource(ResourceAttributes {
+        verb,
+        group: asked.group.unwrap_or_default().to_owned(),
+        version: asked.version.to_owned(),
+        resource: asked.resource.to_owned(),
+        subresource: asked.subresource.to_owned(),
+        namespace: asked.namespace.to_owned(),
+        name: asked.name.to_owned(),
+    })
+}
+
+/// What lives at a path, if anything does. Upstream's reading forgives slashes, and takes an empty namespace for none and what is
+/// not namespaced into a namespace; here only what was meant is found.
+fn served<'p>(path: &str, asked: &ResourcePath<'p>) -> Option<(Route, Part<'p>)> {
+    let ResourcePath { group: Some(GROUP), prefix: None | Some(Prefix::Watch), .. } = asked else { return None };
+    let (version, resource) = (Version::named(asked.version)?, Resource::named(asked.resource)?);
+    let namespace = match (asked.inside, asked.namespace) {
+        (false, "") => None,
+        // A namespaced role on `events` must not open the cluster's stream.
+        (true, namespace) if resource.namespaced() && is_label(namespace) => Some(namespace.to_owned()),
+        _ => return None,
+    };
+    let part = match asked.depth {
+        1 => Part::All,
+        2 => Part::Object(asked.name),
+        _ => return None,
+    };
+    (!path.starts_with("//")).then_some((Route { version, resource, namespace }, part))
+}
+
+/// Only a GET is a watch: of a collection, or, by the deprecated prefix, of one object in it.
+fn check_verb(method: &Method, verb: &'static str, resource: Resource) -> Result<(), Rejection> {
+    match (verb, method) {
+        ("watch", &Method::GET) => Ok(()),
+        ("get" | "list", &Method::GET) => Err(Rejection::VerbNotSupported { verb, resource }),
+        _ => Err(Rejection::MethodNotAllowed),
+    }
+}
+
 /// What a request asks of a watch, if it is one that can be served.
-fn watch_options(headers: &HeaderMap, query: &str, resource: Resource, part: &Part) -> Result<WatchOptions, Rejection> {
+fn watch_options(
+    headers: &HeaderMap,
+    query: &str,
+    resource: Resource,
+    part: &Part<'_>,
+) -> Result<WatchOptions, Rejection> {
     if headers.contains_key(UPGRADE) {
         return Err(Rejection::Upgrade);
     }
@@ -185,71 +225,9 @@ fn watch_options(headers: &HeaderMap, query: &str, resource: Resource, part: &Pa
         return Err(Rejection::NotAcceptable(JSON_WATCH));
     }
     Ok(match part {
+        Part::All => WatchOptions::parse(query, resource)?,
         Part::Object(name) => WatchOptions::parse_named(query, resource, name)?,
-        Part::All | Part::Below => WatchOptions::parse(query, resource)?,
     })
-}
-
-impl Target {
-    fn parse(path: &str) -> Self {
-        let Some(below) = path.strip_prefix("/apis/").and_then(|path| path.strip_prefix(GROUP)) else {
-            return Self::Path;
-        };
-        let mut segments = below.strip_prefix('/').unwrap_or_default().trim_end_matches('/').split('/');
-        let version = segments.next().and_then(Version::named);
-        let segments: Vec<&str> = segments.collect();
-        let Some(version) = version.filter(|_| !segments.is_empty()) else { return Self::Path };
-        let (watch_prefix, segments) = match &*segments {
-            ["watch", rest @ ..] => (true, rest),
-            all => (false, all),
-        };
-        let (namespace, segments) = match segments {
-            ["namespaces", namespace, rest @ ..] => (Some(*namespace), rest),
-            all => (None, all),
-        };
-        let [resource, rest @ ..] = segments else { return Self::UnknownResource };
-        match Resource::named(resource) {
-            // A namespaced role on `events` must not open the cluster's stream.
-            Some(resource) if namespace.is_some() && !resource.namespaced() => Self::UnknownResource,
-            Some(_) if namespace == Some("") => Self::UnknownResource,
-            Some(resource) => Self::Resource {
-                route: Route { version, resource, namespace: namespace.map(str::to_owned) },
-                part: match rest {
-                    [] => Part::All,
-                    [name] => Part::Object((*name).to_owned()),
-                    _ => Part::Below,
-                },
-                watch_prefix,
-            },
-            None => Self::UnknownResource,
-        }
-    }
-}
-
-/// Upstream's request verb. A name in the path wins over `?watch`.
-fn verb(method: &Method, part: &Part, query: &str) -> &'static str {
-    let named = *part != Part::All;
-    match *method {
-        Method::GET | Method::HEAD if named => "get",
-        Method::GET | Method::HEAD if asks_to_watch(query) => "watch",
-        Method::GET | Method::HEAD => "list",
-        Method::POST => "create",
-        Method::PUT => "update",
-        Method::PATCH => "patch",
-        Method::DELETE if named => "delete",
-        Method::DELETE => "deletecollection",
-        _ => "",
-    }
-}
-
-/// Only a GET is a watch: of a collection, or, by the deprecated prefix, of one object in it.
-fn check_verb(method: &Method, verb: &'static str, resource: Resource, part: &Part) -> Result<(), Rejection> {
-    match (verb, method) {
-        ("watch", &Method::GET) if *part == Part::Below => Err(Rejection::NotFound),
-        ("watch", &Method::GET) => Ok(()),
-        ("get" | "list", &Method::GET) => Err(Rejection::VerbNotSupported { verb, resource }),
-        _ => Err(Rejection::MethodNotAllowed),
-    }
 }
 
 fn audit_id(headers: &HeaderMap) -> String {

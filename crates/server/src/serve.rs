@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -36,6 +37,7 @@ use crate::ingest::{self, Ingest};
 use crate::listener::{self, Exchange, Listener, Peer};
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::review_budget::ReviewBudget;
 use crate::router::Router;
 use crate::watch::{self, Dispatcher, Watches};
 
@@ -74,6 +76,8 @@ pub struct Config {
     pub authorization_kubeconfig: Option<PathBuf>,
     /// How long permissions are remembered.
     pub authorization_cache: CacheTtl,
+    /// Reviews of access and of tokens that kube-apiserver is asked for, a second.
+    pub review_qps: NonZeroU32,
     /// Of the webhook.
     pub webhook_address: SocketAddr,
     /// Of the webhook.
@@ -141,7 +145,9 @@ impl Server {
             learn_own_username(authorization_client.clone(), own_username),
         );
         let health = Arc::new(Health::new(Arc::clone(&authenticator)));
-        let authorizer = Authorizer::new(authorization_client, config.authorization_cache, metrics.access.clone());
+        let budget = Arc::new(ReviewBudget::new(config.review_qps));
+        let cache = config.authorization_cache;
+        let authorizer = Authorizer::new(authorization_client, cache, budget, metrics.access.clone());
         let (watches, dispatcher) = Watches::new(Arc::clone(&bus), config.watch, end.clone(), metrics.watch.clone());
         let router = Router {
             watches,

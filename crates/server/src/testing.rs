@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::authz::{Authorizer, CacheTtl};
 use crate::ingest::batch::{Batch, BatchBuilder};
 use crate::listener::Peer;
 use crate::metrics::AccessMetrics;
+use crate::review_budget::ReviewBudget;
 
 /// What a [`Reviewer`] answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,14 +61,21 @@ impl Reviewer {
         self.last.lock().unwrap().clone().expect("nothing was asked yet")
     }
 
+    /// An authorizer that asks as often as it likes.
     pub(crate) fn authorizer(self: &Arc<Self>) -> Arc<Authorizer> {
+        self.authorizer_with(1_000_000)
+    }
+
+    /// An authorizer that asks so many times a second.
+    pub(crate) fn authorizer_with(self: &Arc<Self>, review_qps: u32) -> Arc<Authorizer> {
+        let budget = Arc::new(ReviewBudget::new(NonZeroU32::new(review_qps).unwrap()));
         let reviewer = Arc::clone(self);
         let service = tower::service_fn(move |request: Request<Body>| {
             let reviewer = Arc::clone(&reviewer);
             async move { Ok::<_, Infallible>(reviewer.answer(request).await) }
         });
         let ttl = CacheTtl { authorized: Duration::from_secs(10), unauthorized: Duration::from_secs(10) };
-        Arc::new(Authorizer::new(Client::new(service, "default"), ttl, AccessMetrics::default()))
+        Arc::new(Authorizer::new(Client::new(service, "default"), ttl, budget, AccessMetrics::default()))
     }
 
     async fn answer(&self, request: Request<Body>) -> Response<Body> {

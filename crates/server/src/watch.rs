@@ -515,7 +515,7 @@ impl Watch {
     fn end_of_lease(&mut self, refusal: Refusal) {
         let reason = match refusal {
             Refusal::Denied(_) => "forbidden",
-            Refusal::Unknown => "unconfirmed",
+            Refusal::Unknown | Refusal::Busy => "unconfirmed",
         };
         let Reader { username, attributes, .. } = &self.reader;
         let rejection = Rejection::of(refusal, username, attributes);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Authorizer, Grant, Refusal, Review, ReviewRequest};
+use super::{Authorizer, For, Grant, Refusal, Review, ReviewRequest};
 
 /// A review stands for this long after it was asked for.
 const TERM: Duration = Duration::from_secs(20);
@@ -17,11 +17,11 @@ const TERM: Duration = Duration::from_secs(20);
 /// When to ask again: leaves time for several tries before the term is over.
 const RENEW_AFTER: Duration = Duration::from_secs(8);
 
-/// Between two tries where the reviewer does not answer.
+/// Between two tries where the reviewer does not answer, or cannot be asked for want of room.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Watches of one reader come up for renewal together; they share a review that is no older than this.
-const SHARED_AGE: Duration = Duration::from_secs(2);
+pub(super) const SHARED_AGE: Duration = Duration::from_secs(2);
 
 /// A grant that is renewed for as long as it is looked after.
 pub struct Lease {
@@ -56,7 +56,7 @@ impl Lease {
     pub async fn confirm(&mut self) -> Result<(), Refusal> {
         match &mut self.term {
             Some(term) if term.started.elapsed() >= TERM => {
-                let review = self.authorizer.review(&term.request, SHARED_AGE).await;
+                let review = self.authorizer.review(&term.request, SHARED_AGE, For::Lease).await;
                 term.take(review)
             }
             _ => Ok(()),
@@ -76,8 +76,8 @@ impl Lease {
             };
             match term.take(review) {
                 Ok(()) => {}
-                Err(Refusal::Unknown) => term.next_try = Instant::now() + RETRY_AFTER,
-                Err(denied) => return denied,
+                Err(Refusal::Unknown | Refusal::Busy) => term.next_try = Instant::now() + RETRY_AFTER,
+                Err(denied @ Refusal::Denied(_)) => return denied,
             }
         }
     }
@@ -95,7 +95,7 @@ impl Term {
         let renewal = self.renewal.get_or_insert_with(|| {
             let (authorizer, request) = (Arc::clone(authorizer), Arc::clone(&self.request));
             let tasks = authorizer.renewals.clone();
-            tasks.spawn(async move { authorizer.review(&request, SHARED_AGE).await })
+            tasks.spawn(async move { authorizer.review(&request, SHARED_AGE, For::Lease).await })
         });
         let review = renewal.await;
         self.renewal = None;

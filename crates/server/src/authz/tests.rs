@@ -1,8 +1,7 @@
 use futures::future::join_all;
 use tokio::time::{advance, sleep};
 
-use audit_stream_api::{Resource, Version};
-
+use super::lease::SHARED_AGE;
 use super::*;
 use crate::testing::{Reviewer, Verdict};
 
@@ -11,14 +10,14 @@ fn alice() -> User {
 }
 
 fn watch(namespace: Option<&str>) -> Attributes {
-    Attributes::Resource {
+    Attributes::Resource(ResourceAttributes {
         verb: "watch",
-        route: Route {
-            version: Version::V1,
-            resource: Resource::NamespacedEvents,
-            namespace: namespace.map(str::to_owned),
-        },
-    }
+        group: "audit.k8s.io".to_owned(),
+        version: "v1".to_owned(),
+        resource: "namespacedevents".to_owned(),
+        namespace: namespace.unwrap_or_default().to_owned(),
+        ..ResourceAttributes::default()
+    })
 }
 
 #[tokio::test(start_paused = true)]
@@ -35,6 +34,20 @@ async fn exactly_the_route_is_asked_about() {
             "user": "alice", "uid": "u", "groups": ["dev"], "extra": {"scopes": ["a"]},
             "resourceAttributes": {"verb": "watch", "group": "audit.k8s.io", "version": "v1", "resource": "namespacedevents", "namespace": "shop"},
         })
+    );
+    let log = ResourceAttributes {
+        verb: "get",
+        version: "v1".to_owned(),
+        resource: "pods".to_owned(),
+        subresource: "log".to_owned(),
+        namespace: "shop".to_owned(),
+        name: "never told".to_owned(),
+        ..ResourceAttributes::default()
+    };
+    authorizer.authorize(&alice(), &Attributes::Resource(log)).await.unwrap();
+    assert_eq!(
+        serde_json::to_value(reviewer.last().resource_attributes).unwrap(),
+        serde_json::json!({"verb": "get", "version": "v1", "resource": "pods", "subresource": "log", "namespace": "shop"})
     );
     let path = Attributes::NonResource { verb: "get".to_owned(), path: "/metrics".to_owned() };
     authorizer.authorize(&alice(), &path).await.unwrap();
@@ -210,13 +223,140 @@ async fn a_watch_that_is_not_read_does_not_keep_a_review_from_others() {
     assert_eq!(paused.confirm().await, Ok(()));
 }
 
+/// Watches of so many namespaces, each another question.
+fn namespaces(count: usize) -> Vec<Attributes> {
+    (0..count).map(|index| watch(Some(&index.to_string()))).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_turned_away_is_told_at_once_and_only_what_is_new_costs() {
+    let reviewer = Reviewer::new(Verdict::Allow);
+    let authorizer = reviewer.authorizer_with(200);
+    let namespaces = namespaces(100);
+    let user = alice();
+    let from = Instant::now();
+    let answers = join_all(namespaces.iter().map(|attributes| authorizer.authorize(&user, attributes))).await;
+    // Two seconds of one asker's tenth.
+    assert_eq!((answers.iter().filter(|answer| answer.is_ok()).count(), reviewer.asked()), (40, 40));
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(_) | Err(Refusal::Busy))));
+    assert_eq!(from.elapsed(), Duration::ZERO);
+    assert_eq!(authorizer.metrics.turned_away.get_or_create(&Purpose::QUESTION).get(), 60);
+
+    // What is known is told, to superusers everything, and others have their own part.
+    assert!(authorizer.authorize(&user, &namespaces[0]).await.is_ok());
+    let bert = User { name: "bert".to_owned(), ..alice() };
+    assert!(authorizer.authorize(&bert, &namespaces[99]).await.is_ok());
+    let root = User { groups: vec![SUPERUSERS.to_owned()], ..alice() };
+    assert!(authorizer.authorize(&root, &namespaces[99]).await.is_ok());
+    assert_eq!(reviewer.asked(), 41);
+    advance(Duration::from_secs(1)).await;
+    assert!(authorizer.authorize(&user, &namespaces[99]).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_gets_its_review_where_the_question_before_it_is_turned_away() {
+    let reviewer = Reviewer::new(Verdict::Hang);
+    let authorizer = reviewer.authorizer_with(20);
+    let request = Arc::new(ReviewRequest::new(&alice(), &watch(Some("shop"))));
+    // It holds the guard until its review is given up.
+    let first = authorizer.review(&request, Duration::MAX, For::Question("alice"));
+    // All wait for the same, the lease last. Alice's part is two a second, which the first and others use up.
+    let others = join_all((0..10).map(|_| authorizer.review(&request, Duration::MAX, For::Question("alice"))));
+    let lease = async {
+        sleep(Duration::from_secs(2)).await;
+        authorizer.review(&request, SHARED_AGE, For::Lease).await
+    };
+    let exhaust = async {
+        while authorizer.budget.question(Asker::User("alice")).is_ok() {}
+        sleep(Duration::from_millis(2999)).await;
+        while authorizer.budget.question(Asker::User("alice")).is_ok() {}
+        reviewer.now(Verdict::Allow);
+    };
+    let (first, others, lease, ()) = tokio::join!(first, others, lease, exhaust);
+    assert!(matches!(first, Err(Refusal::Unknown)) && others.iter().all(Result::is_err));
+    assert!(lease.is_ok(), "{lease:?}");
+    assert_eq!(reviewer.asked(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_shares_the_review_of_a_lease_and_costs_nothing() {
+    let reviewer = Reviewer::new(Verdict::Allow);
+    let authorizer = reviewer.authorizer_with(1);
+    let request = Arc::new(ReviewRequest::new(&alice(), &watch(Some("shop"))));
+    while authorizer.budget.question(Asker::User("alice")).is_ok() {}
+    // It has to wait for its turn, and the question with it.
+    let lease = authorizer.review(&request, SHARED_AGE, For::Lease);
+    let question = authorizer.review(&request, Duration::MAX, For::Question("alice"));
+    let (lease, question) = tokio::join!(lease, question);
+    assert!(lease.is_ok() && question.is_ok(), "{lease:?} {question:?}");
+    assert_eq!(reviewer.asked(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_without_room_is_tried_again_and_its_term_stays() {
+    let reviewer = Reviewer::new(Verdict::Allow);
+    let authorizer = reviewer.authorizer_with(1);
+    let grant = authorizer.authorize(&alice(), &watch(Some("shop"))).await.unwrap();
+    let mut starved = Lease::new(Arc::clone(&authorizer), grant);
+    // Others take every turn, far into the future.
+    let others = async {
+        loop {
+            drop(timeout(Duration::ZERO, authorizer.budget.lease()).await);
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let from = Instant::now();
+    let refusal = tokio::select! {
+        refusal = starved.end() => refusal,
+        () = others => unreachable!("it never ends"),
+    };
+    assert_eq!((refusal, from.elapsed()), (Refusal::Unknown, Duration::from_secs(20)));
+    let tried = authorizer.metrics.turned_away.get_or_create(&Purpose::LEASE).get();
+    assert!((8..=12).contains(&tried), "{tried} times");
+}
+
+/// How many of so many leases, of different people, are there after two minutes, while somebody asks all the time.
+async fn leases_that_last(count: usize, review_qps: u32) -> usize {
+    let reviewer = Reviewer::new(Verdict::Allow);
+    let authorizer = reviewer.authorizer_with(review_qps);
+    let request = |index: usize| {
+        let user = User { name: format!("reader-{index}"), ..alice() };
+        Arc::new(ReviewRequest::new(&user, &watch(Some("shop"))))
+    };
+    // All come up for renewal at once, as after a restart.
+    let started = Instant::now();
+    let leases = (0..count).map(|index| {
+        let grant = Grant { reviewed: Some((request(index), started)) };
+        let mut lease = Lease::new(Arc::clone(&authorizer), grant);
+        async move { timeout(Duration::from_secs(120), lease.end()).await.is_err() }
+    });
+    let flood = async {
+        for index in 0.. {
+            let user = User { name: format!("stranger-{}", index % 100), ..alice() };
+            drop(authorizer.authorize(&user, &watch(Some(&index.to_string()))).await);
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        lasted = join_all(leases) => lasted.into_iter().filter(|lasts| *lasts).count(),
+        () = flood => unreachable!("it never ends"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_carries_eight_leases_for_each_review_a_second() {
+    assert_eq!(leases_that_last(160, 20).await, 160);
+    assert_eq!(leases_that_last(16, 2).await, 16);
+}
+
 #[tokio::test(start_paused = true)]
 async fn reviews_under_way_are_bounded() {
     let reviewer = Reviewer::new(Verdict::Hang);
     let authorizer = reviewer.authorizer();
-    let namespaces: Vec<_> = (0..MAX_REVIEWS_UNDER_WAY * 3).map(|index| watch(Some(&index.to_string()))).collect();
+    let namespaces = namespaces(300);
     let user = alice();
     let answers = join_all(namespaces.iter().map(|attributes| authorizer.authorize(&user, attributes))).await;
-    assert!(answers.iter().all(|answer| matches!(answer, Err(Refusal::Unknown))));
-    assert_eq!(reviewer.asked(), MAX_REVIEWS_UNDER_WAY);
+    let unknown = answers.iter().filter(|answer| matches!(answer, Err(Refusal::Unknown))).count();
+    let busy = answers.iter().filter(|answer| matches!(answer, Err(Refusal::Busy))).count();
+    assert_eq!((unknown, busy, reviewer.asked()), (100, 200, 100));
 }

@@ -7,53 +7,81 @@ use crate::metrics::WatchMetrics;
 use crate::testing::{FrontProxy, Reviewer, Verdict, stranger};
 use crate::watch;
 
-fn resource(version: Version, resource: Resource, namespace: Option<&str>) -> Target {
-    let route = Route { version, resource, namespace: namespace.map(str::to_owned) };
-    Target::Resource { route, part: Part::All, watch_prefix: false }
+/// What lives at a path of our group.
+fn at(path: &str) -> Option<(Route, Option<String>)> {
+    let path = format!("/apis/audit.k8s.io{path}");
+    let RequestPath::Resource(asked) = RequestPath::of(&path) else { return None };
+    let (route, part) = served(&path, &asked)?;
+    Some((
+        route,
+        match part {
+            Part::All => None,
+            Part::Object(name) => Some(name.to_owned()),
+        },
+    ))
 }
 
 #[test]
-fn paths() {
+fn what_lives_where() {
     use Resource::{Events, NamespacedEvents};
     use Version::{V1, V1alpha1, V1beta1};
-    let parse = |path: &str| Target::parse(&format!("/apis/audit.k8s.io{path}"));
-    assert_eq!(parse("/v1/events"), resource(V1, Events, None));
-    assert_eq!(parse("/v1beta1/events/"), resource(V1beta1, Events, None));
-    assert_eq!(parse("/v1alpha1/namespacedevents"), resource(V1alpha1, NamespacedEvents, None));
-    assert_eq!(parse("/v1/namespaces/shop/namespacedevents"), resource(V1, NamespacedEvents, Some("shop")));
-    let object = |name: &str| Part::Object(name.to_owned());
-    for (path, expected, by_prefix) in [
-        ("/v1/events/x", object("x"), false),
-        ("/v1/namespaces/shop/namespacedevents/x/", object("x"), false),
-        ("/v1/watch/events/event-1", object("event-1"), true),
-        ("/v1/watch/namespaces/shop/namespacedevents", Part::All, true),
-        ("/v1/watch/namespaces/shop/namespacedevents/x y", object("x y"), true),
-        ("/v1/events/x/status", Part::Below, false),
-        ("/v1/watch/events/x/status", Part::Below, true),
-        ("/v1/watch/events//x", Part::Below, true),
+    for (path, version, resource, namespace, name) in [
+        ("/v1/events", V1, Events, None, None),
+        ("/v1beta1/events/", V1beta1, Events, None, None),
+        ("/v1alpha1/namespacedevents//", V1alpha1, NamespacedEvents, None, None),
+        ("/v1/namespaces/shop/namespacedevents", V1, NamespacedEvents, Some("shop"), None),
+        ("/v1/namespaces/status/namespacedevents", V1, NamespacedEvents, Some("status"), None),
+        ("/v1/events/x", V1, Events, None, Some("x")),
+        ("/v1/namespaces/shop/namespacedevents/x/", V1, NamespacedEvents, Some("shop"), Some("x")),
+        ("/v1/watch/events/event-1", V1, Events, None, Some("event-1")),
+        ("/v1/watch/namespaces/shop/namespacedevents", V1, NamespacedEvents, Some("shop"), None),
+        ("/v1/watch/namespaces/shop/namespacedevents/x y", V1, NamespacedEvents, Some("shop"), Some("x y")),
     ] {
-        match parse(path) {
-            Target::Resource { part, watch_prefix, .. } => {
-                assert_eq!((part, watch_prefix), (expected, by_prefix), "{path}");
-            }
-            other => panic!("{path}: {other:?}"),
-        }
+        let route = Route { version, resource, namespace: namespace.map(str::to_owned) };
+        assert_eq!(at(path), Some((route, name.map(str::to_owned))), "{path}");
     }
-    let unknown = [
+    for path in [
+        "",
+        "/",
+        "/v1",
+        "/v1/",
+        "/v2/events",
+        "x/v1/events",
+        "//v1/events",
+        "/v1beta2/namespacedevents",
         "/v1/pods",
-        "/v1/namespaces/shop/events",
-        "/v1/namespaces/shop",
-        "/v1/namespaces//namespacedevents",
-        "/v1/watch",
         "/v1/Events",
         "/v1//events",
+        "/v1/events//x",
+        "/v1/events/x/status",
+        "/v1/proxy/events",
+        "/v1/proxy/namespaces/shop/namespacedevents",
+        "/v1/watch",
+        "/v1/watch/watch/events",
+        "/v1/watch/events/x/status",
+        "/v1/watch/events//x",
+        "/v1/namespaces",
+        "/v1/namespaces/shop",
+        "/v1/namespaces/shop/events",
+        "/v1/namespaces/shop/status",
+        "/v1/namespaces/shop/status/namespacedevents",
+        "/v1/namespaces/shop//namespacedevents",
+        "/v1/namespaces//namespacedevents",
+        "/v1/namespaces//events",
+        "/v1/namespaces/../events",
+        "/v1/namespaces/../namespacedevents",
+        "/v1/namespaces/SHOP/namespacedevents",
+        "/v1/namespaces/sh\u{fffd}p/namespacedevents",
+        "/v1/./events",
         "/v1/namespaces/a/namespaces/b/namespacedevents",
-    ];
-    for path in unknown {
-        assert_eq!(parse(path), Target::UnknownResource, "{path}");
+    ] {
+        assert_eq!(at(path), None, "{path}");
     }
-    for path in ["", "/", "/v1", "/v1/", "/v2/events", "x/v1/events", "/v1beta2/namespacedevents"] {
-        assert_eq!(parse(path), Target::Path, "{path}");
+    for path in
+        ["/api/audit.k8s.io/v1/events", "/api/v1/events", "//apis/audit.k8s.io/v1/events", "/apis/apps/v1/events"]
+    {
+        let RequestPath::Resource(asked) = RequestPath::of(path) else { panic!("{path}") };
+        assert_eq!(served(path, &asked), None, "{path}");
     }
 }
 
@@ -115,6 +143,10 @@ async fn what_is_authorized_is_the_route() {
         ("GET", SHOP.replace("/v1/", "/v1/watch/"), "watch", Some("shop"), 200),
         ("GET", SHOP.replace("/v1/", "/v1/watch/") + "/event-1", "watch", Some("shop"), 200),
         ("GET", SHOP.replace("/v1/", "/v1/watch/") + "/event-1/x", "watch", Some("shop"), 404),
+        ("POST", SHOP.replace("/v1/", "/v1/watch/") + "/event-1/x", "watch", Some("shop"), 404),
+        ("GET", SHOP.to_owned() + "/event-1/status", "get", Some("shop"), 404),
+        ("GET", SHOP.replace("/shop/", "%2Fshop%2F") + "?watch=1", "watch", Some("shop"), 200),
+        ("GET", SHOP.to_owned() + "/?watch=1", "watch", Some("shop"), 200),
         ("POST", SHOP.replace("/v1/", "/v1/watch/"), "watch", Some("shop"), 405),
         ("POST", SHOP.replace("/v1/", "/v1/watch/") + "/event-1", "watch", Some("shop"), 405),
         ("HEAD", SHOP.replace("/v1/", "/v1/watch/") + "/event-1", "watch", Some("shop"), 405),
@@ -155,10 +187,126 @@ async fn paths_that_are_not_resources() {
         ("GET", "/nowhere", 404),
         ("GET", "/apis/audit.k8s.io/v1/namespaces/shop/events?watch=1", 404),
         ("GET", "/%ff", 404),
+        ("GET", "/readyz/ping", 200),
     ] {
         assert_eq!(stage.status(method, path).await, status, "{method} {path}");
     }
-    assert_eq!(stage.reviewer.last().non_resource_attributes.unwrap().path.as_deref(), Some("/nowhere"));
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_authorized_before_it_is_not_found() {
+    let stage = Stage::new();
+    let cases = [
+        ("GET", "/apis/apps/v1/deployments?watch=1", "watch", ["apps", "v1", "deployments", "", ""]),
+        ("GET", "/api/v1/namespaces/shop/pods/p/log", "get", ["", "v1", "pods", "log", "shop"]),
+        ("GET", "/apis/audit.k8s.io/v2/events?watch=1", "watch", ["audit.k8s.io", "v2", "events", "", ""]),
+        ("POST", "/apis/audit.k8s.io/v1/pods", "create", ["audit.k8s.io", "v1", "pods", "", ""]),
+        (
+            "GET",
+            "/apis/audit.k8s.io/v1/namespaces/shop/events?watch=1",
+            "watch",
+            ["audit.k8s.io", "v1", "events", "", "shop"],
+        ),
+        (
+            "GET",
+            "/apis/audit.k8s.io/v1/namespaces//namespacedevents?watch=1",
+            "watch",
+            ["audit.k8s.io", "v1", "namespacedevents", "", ""],
+        ),
+        ("GET", "/apis/audit.k8s.io/v1/events//x?watch=1", "watch", ["audit.k8s.io", "v1", "events", "x", ""]),
+        ("GET", "/apis/audit.k8s.io/v1/proxy/events/e/x", "proxy", ["audit.k8s.io", "v1", "events", "", ""]),
+        ("GET", "//apis/audit.k8s.io/v1/events?watch=1", "watch", ["audit.k8s.io", "v1", "events", "", ""]),
+        ("GET", "/apis/audit.k8s.io/v1/ev%ffents", "list", ["audit.k8s.io", "v1", "ev\u{fffd}ents", "", ""]),
+        (
+            "GET",
+            "/apis/audit.k8s.io/v1/namespaces/shop/status?watch=1",
+            "get",
+            ["audit.k8s.io", "v1", "namespaces", "status", "shop"],
+        ),
+    ];
+    for (method, uri, verb, expected) in cases {
+        assert_eq!(stage.status(method, uri).await, 404, "{method} {uri}");
+        let asked = stage.reviewer.last().resource_attributes.expect("a resource");
+        let text = |text: Option<String>| text.unwrap_or_default();
+        assert_eq!(text(asked.verb), verb, "{method} {uri}");
+        let seen = [asked.group, asked.version, asked.resource, asked.subresource, asked.namespace].map(text);
+        assert_eq!(seen, expected, "{method} {uri}");
+        assert_eq!(asked.name, None, "{method} {uri}");
+    }
+    for (method, path, decoded) in [
+        ("GET", "/nowhere", "/nowhere"),
+        ("PUT", "/%ff%2F", "/\u{fffd}/"),
+        ("GET", "/apis/audit.k8s.io/v1/watch", "/apis/audit.k8s.io/v1/watch"),
+        ("GET", "/readyz/nonesuch", "/readyz/nonesuch"),
+        ("GET", "/livez/", "/livez/"),
+        ("GET", "//livez", "//livez"),
+    ] {
+        assert_eq!(stage.status(method, path).await, 404, "{method} {path}");
+        let asked = stage.reviewer.last().non_resource_attributes.expect("a path");
+        let expected = (Some(method.to_ascii_lowercase()), Some(decoded.to_owned()));
+        assert_eq!((asked.verb, asked.path), expected);
+    }
+    stage.reviewer.now(Verdict::Deny(""));
+    for (method, uri, ..) in cases {
+        // Another user, so that no answer comes from the cache.
+        let answer = stage.ask(method, uri, &[("x-remote-group", "strangers")]).await;
+        assert_eq!(answer.status().as_u16(), 403, "{method} {uri}");
+    }
+}
+
+#[tokio::test]
+async fn a_broken_escape_is_refused_before_anything_else() {
+    let stage = Stage::new();
+    for path in ["/%zz", "/apis/audit.k8s.io/v1/events/%4", "/%"] {
+        assert_eq!(stage.status("GET", path).await, 400, "{path}");
+    }
+    assert_eq!(stage.reviewer.asked(), 0);
+}
+
+#[tokio::test]
+async fn health_as_a_whole_is_open_to_everybody_with_a_good_credential_or_none() {
+    let stage = Stage::new();
+    stage.reviewer.now(Verdict::Deny(""));
+    let ask = async |path: &str, token: Option<&str>| {
+        let mut request = Request::builder().uri(path);
+        if let Some(token) = token {
+            request = request.header("authorization", token);
+        }
+        stage.router.handle(&stranger(), request.body(()).unwrap()).await.status().as_u16()
+    };
+    for path in ["/livez", "/readyz?verbose", "/healthz?exclude=ping"] {
+        assert_eq!((ask(path, None).await, ask(path, Some("Bearer x")).await), (200, 401), "{path}");
+        assert_eq!(stage.status("POST", path).await, 200, "{path}");
+    }
+    assert_eq!(stage.reviewer.asked(), 0);
+    for path in ["/livez/ping", "/readyz/shutdown", "/livez/", "//livez"] {
+        assert_eq!(ask(path, None).await, 403, "{path}");
+    }
+    stage.reviewer.now(Verdict::Allow);
+    assert_eq!(stage.status("GET", "/readyz/shutdown").await, 200);
+}
+
+#[tokio::test]
+async fn every_answer_has_an_audit_id_and_is_not_cached_unless_it_says_so() {
+    let stage = Stage::new();
+    for (method, path) in [
+        ("GET", "/livez"),
+        ("GET", "/metrics"),
+        ("GET", "/version"),
+        ("GET", "/apis/audit.k8s.io/v1"),
+        ("GET", "/nowhere"),
+        ("GET", "/%zz"),
+        ("GET", "/openapi/v2"),
+        ("POST", SHOP),
+        ("GET", &format!("{SHOP}?watch=1")),
+    ] {
+        let answer = stage.ask(method, path, &[("audit-id", "abc")]).await;
+        let headers = [CACHE_CONTROL, AUDIT_ID].map(|name| answer.headers()[name].to_str().unwrap().to_owned());
+        assert_eq!(headers, ["no-cache, private", "abc"], "{method} {path}");
+    }
+    let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+    let answer = stage.ask("GET", "/apis", &[("accept", aggregated)]).await;
+    assert_eq!(answer.headers()[CACHE_CONTROL], "public");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use audit_stream_api::selector::FieldSelector;
 
 use super::*;
 use crate::authn::User;
-use crate::authz::Authorizer;
+use crate::authz::{Authorizer, ResourceAttributes};
 use crate::ingest::batch::BatchBuilder;
 use crate::testing::{Reviewer, Verdict, batch};
 
@@ -54,7 +54,12 @@ impl Stage {
         let user = User { name: user.to_owned(), ..User::anonymous() };
         let route =
             Route { version: Version::V1, resource: Resource::NamespacedEvents, namespace: Some("shop".to_owned()) };
-        let attributes = Attributes::Resource { verb: "watch", route: route.clone() };
+        let attributes = Attributes::Resource(ResourceAttributes {
+            verb: "watch",
+            resource: route.resource.name().to_owned(),
+            namespace: route.namespace.clone().unwrap_or_default(),
+            ..ResourceAttributes::default()
+        });
         let grant = self.authorizer.authorize(&user, &attributes).await.unwrap();
         let options = WatchOptions::parse(query, route.resource).unwrap();
         let key = ClassKey { route, selector: options.selector.clone() };
