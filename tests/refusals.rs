@@ -25,10 +25,22 @@ fn bad_request(message: &str) -> String {
 
 /// A mistake in an option of the query, in upstream's words.
 fn invalid(field: &str, reason: &str, message: &str) -> String {
-    let cause = serde_json::json!(message);
-    let cause = format!(r#"{{"reason":"{reason}","message":{cause},"field":"{field}"}}"#);
-    let details = format!(r#"{{"group":"meta.k8s.io","kind":"ListOptions","causes":[{cause}]}}"#);
-    status(422, "Invalid", &format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {message}"), &details)
+    all_invalid(&[(field, reason, message)])
+}
+
+/// Several mistakes, which upstream tells together.
+fn all_invalid(mistakes: &[(&str, &str, &str)]) -> String {
+    let causes: Vec<_> = mistakes
+        .iter()
+        .map(|(field, reason, message)| {
+            let message = serde_json::json!(message);
+            format!(r#"{{"reason":"{reason}","message":{message},"field":"{field}"}}"#)
+        })
+        .collect();
+    let details = format!(r#"{{"group":"meta.k8s.io","kind":"ListOptions","causes":[{}]}}"#, causes.join(","));
+    let told: Vec<_> = mistakes.iter().map(|(field, _, message)| format!("{field}: {message}")).collect();
+    let told = if told.len() == 1 { told.concat() } else { format!("[{}]", told.join(", ")) };
+    status(422, "Invalid", &format!("ListOptions.meta.k8s.io \"\" is invalid: {told}"), &details)
 }
 
 #[tokio::test]
@@ -111,6 +123,9 @@ async fn what_does_not_exist_is_not_found() -> Result<()> {
         "/apis/audit.k8s.io/v1/watch/events/event-1/status",
         "/apis/audit.k8s.io/v1/watch/namespaces/shop/namespacedevents/event-1/x?watch=true",
         "/apis/audit.k8s.io/v1/watch/namespaces/shop/events/event-1",
+        "/apis/audit.k8s.io/v1/proxy/events?watch=true",
+        "/apis/audit.k8s.io/v1/events/event-1/status",
+        "/apis/audit.k8s.io/v1/namespaces/SHOP/namespacedevents?watch=true",
         "/apis/audit.k8s.io/v2/events?watch=true",
         "/apis/audit.k8s.iox/v1/events?watch=true",
         "/apis/apps/v1/deployments?watch=true",
@@ -136,6 +151,10 @@ async fn what_does_not_exist_is_not_found() -> Result<()> {
     ] {
         assert_refused(&client.get(path, &masters).await?, 404, &not_found()).context(path)?;
     }
+    let broken = bad_request("the path has a percent sign without two hexadecimal digits behind it");
+    for path in ["/%zz", "/apis/audit.k8s.io/v1/events/%4"] {
+        assert_refused(&client.get(path, &[]).await?, 400, &broken).context(path)?;
+    }
     Ok(())
 }
 
@@ -149,6 +168,7 @@ async fn a_bad_credential_is_unauthorized() -> Result<()> {
             let answer = anybody.get(EVENTS, &[("Authorization", token)]).await?;
             assert_refused(&answer, 401, &expected).context(token)?;
         }
+        assert_eq!(anybody.get("/livez", &[]).await?.status, 200);
         let strangers = [
             Authority::new("front-proxy").client("front-proxy-client", &[]),
             stage.front_proxy_ca.client("front-proxy-client2", &["front-proxy-client"]),
@@ -158,8 +178,8 @@ async fn a_bad_credential_is_unauthorized() -> Result<()> {
         for identity in &strangers {
             let stranger = stage.proxy_showing(identity, protocol).await?.user("admin").groups(["system:masters"]);
             assert_refused(&refused(&stranger, EVENTS).await?, 401, &expected)?;
-            // Health is everybody's.
-            assert_eq!(stranger.get("/livez").await?.status, 200);
+            // Health is everybody's who shows no credential or a good one, as upstream.
+            assert_refused(&stranger.get("/livez").await?, 401, &expected)?;
         }
     }
     assert!(stage.reviewer.reviews().is_empty(), "{:?}", stage.reviewer.reviews());
@@ -179,7 +199,6 @@ async fn forbidden_says_who_and_what_and_nothing_else_is_told_before() -> Result
         ("GET", "/apis/audit.k8s.io/v1/namespacedevents?watch=1".into(), "watch", "namespacedevents", ""),
         ("GET", EVENTS.to_owned(), "watch", "events", ""),
         ("GET", format!("{EVENTS}&resourceVersion=x&fieldSelector=x"), "watch", "events", ""),
-        ("GET", format!("{V1}/events/event-1?watch=1"), "get", "events", ""),
         ("POST", format!("{V1}/events"), "create", "events", ""),
         ("DELETE", format!("{V1}/events"), "deletecollection", "events", ""),
     ];
@@ -190,6 +209,43 @@ async fn forbidden_says_who_and_what_and_nothing_else_is_told_before() -> Result
             "{resource}.audit.k8s.io is forbidden: User \"alice\" cannot {verb} resource \"{resource}\" in {group} {place}"
         );
         let details = format!(r#"{{"group":"audit.k8s.io","kind":"{resource}"}}"#);
+        assert_refused(&answer, 403, &status(403, "Forbidden", &message, &details)).context(path)?;
+    }
+    // What does not exist is told to nobody who may not ask.
+    let cases = [
+        ("GET", format!("{V1}/events/event-1?watch=1"), "get", ["audit.k8s.io", "events", "", "event-1"], ""),
+        ("GET", format!("{V1}/watch/events/event-1"), "watch", ["audit.k8s.io", "events", "", "event-1"], ""),
+        (
+            "PUT",
+            format!("{V1}/namespaces/shop/pods/p/status"),
+            "update",
+            ["audit.k8s.io", "pods", "status", "p"],
+            "shop",
+        ),
+        ("GET", "/apis/audit.k8s.io/v2/events?watch=1".to_owned(), "watch", ["audit.k8s.io", "events", "", ""], ""),
+        ("GET", format!("{V1}/namespaces/shop/events?watch=1"), "watch", ["audit.k8s.io", "events", "", ""], "shop"),
+        ("GET", format!("{V1}/proxy/events"), "proxy", ["audit.k8s.io", "events", "", ""], ""),
+        ("GET", "/api/v1/namespaces/shop/pods".to_owned(), "list", ["", "pods", "", ""], "shop"),
+    ];
+    for (method, path, verb, [api, resource, subresource, name], namespace) in cases {
+        let answer = alice.send(method.parse()?, &path, "").await?;
+        let place = if namespace.is_empty() {
+            "at the cluster scope".to_owned()
+        } else {
+            format!("in the namespace \"{namespace}\"")
+        };
+        let about = if api.is_empty() { resource.to_owned() } else { format!("{resource}.{api}") };
+        let named = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
+        let part = if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
+        let message = format!(
+            "{about}{named} is forbidden: User \"alice\" cannot {verb} resource \"{part}\" in API group \"{api}\" {place}"
+        );
+        let details: Vec<_> = [("name", name), ("group", api), ("kind", resource)]
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(key, value)| format!("\"{key}\":\"{value}\""))
+            .collect();
+        let details = format!("{{{}}}", details.join(","));
         assert_refused(&answer, 403, &status(403, "Forbidden", &message, &details)).context(path)?;
     }
     for (user, path) in [("alice", "/metrics"), ("alice", "/nowhere"), ("<b>", "/metrics/<i>&")] {
@@ -257,28 +313,37 @@ async fn a_query_that_makes_no_sense_is_refused() -> Result<()> {
         ("tailLines=-1", 422, out_of_range("tailLines", "-1: must be greater than or equal to 0")),
         ("sinceSeconds=60&resourceVersion=0", 400, beside("sinceSeconds")),
         ("tailLines=10&resourceVersion=7", 400, beside("tailLines")),
-        ("continue=x", 422, invalid("continue", "FieldValueForbidden", "Forbidden: a watch has no pages")),
         (&too_many, 400, bad_request(many)),
     ];
     for (query, code, expected) in cases {
         let refusal = refused(&admin, &format!("{EVENTS}&{query}")).await?;
         assert_refused(&refusal, code, &expected).with_context(|| query.to_owned())?;
     }
-    let companions = [
-        ("sendInitialEvents=true", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
-        (
-            "sendInitialEvents=true&resourceVersionMatch=Exact",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ),
-        (
-            "resourceVersionMatch=NotOlderThan",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        ),
-    ];
-    for (query, message) in companions {
-        let expected = invalid("resourceVersionMatch", "FieldValueForbidden", &format!("Forbidden: {message}"));
+    let matching = "resourceVersionMatch";
+    let forbidden = "FieldValueForbidden";
+    let companion =
+        (matching, forbidden, "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+    let alone = (
+        matching,
+        forbidden,
+        "Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+    );
+    let page = (matching, forbidden, "Forbidden: resourceVersionMatch is forbidden when continue is provided");
+    let other =
+        (matching, "FieldValueNotSupported", "Unsupported value: \"Exact\": supported values: \"NotOlderThan\"");
+    let place = number("x");
+    let place = ("resourceVersion", "FieldValueInvalid", &*place);
+    for (query, mistakes) in [
+        ("sendInitialEvents=true", vec![companion]),
+        ("resourceVersionMatch=NotOlderThan", vec![alone]),
+        ("sendInitialEvents=true&resourceVersionMatch=Exact", vec![companion, other]),
+        ("resourceVersionMatch=Exact&continue=x&resourceVersion=x", vec![alone, other, page, place]),
+    ] {
+        let expected = all_invalid(&mistakes);
         assert_refused(&refused(&admin, &format!("{EVENTS}&{query}")).await?, 422, &expected).context(query)?;
     }
+    // Upstream minds a page only beside a match.
+    admin.watch(&format!("{EVENTS}&continue=x")).await?;
     // What the reader's view hides cannot be guessed by asking for it; the cluster's reader sees it.
     let withheld = "field label not supported: sourceIPs is withheld from readers of namespacedevents";
     let selector = "&fieldSelector=verb%3Dget,sourceIPs%3D10.0.0.7";
@@ -380,7 +445,7 @@ async fn discovery_needs_no_reviewer() -> Result<()> {
         ensure!(answer.status == 200, "{path}: {} {}", answer.status, answer.body);
     }
     let anybody = Client::connect(stage.api()).await?;
-    for path in ["/readyz", "/livez", "/healthz", "/readyz?verbose", "/readyz/ping"] {
+    for path in ["/readyz", "/livez", "/healthz", "/readyz?verbose"] {
         assert_eq!(anybody.get(path, &[]).await?.status, 200, "{path}");
     }
     assert!(stage.reviewer.reviews().is_empty(), "{:?}", stage.reviewer.reviews());

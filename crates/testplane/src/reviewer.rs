@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -187,6 +187,11 @@ impl Reviewer {
     /// The `spec` of every `SubjectAccessReview` so far, also of those that were not answered.
     pub fn reviews(&self) -> Vec<Value> {
         self.state.record().access_reviews
+    }
+
+    /// When each of them came, in that order.
+    pub fn review_times(&self) -> Vec<Instant> {
+        self.state.record().access_review_times
     }
 
     /// How many `TokenReview`s came so far.

@@ -344,9 +344,10 @@ async fn leases_that_last(count: usize, review_qps: u32) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_budget_carries_eight_leases_for_each_review_a_second() {
-    assert_eq!(leases_that_last(160, 20).await, 160);
-    assert_eq!(leases_that_last(16, 2).await, 16);
+async fn a_budget_carries_ten_leases_for_each_review_a_second() {
+    assert_eq!(leases_that_last(100, 10).await, 100);
+    // What is too many ends, and not the others.
+    assert!((100..120).contains(&leases_that_last(120, 10).await));
 }
 
 #[tokio::test(start_paused = true)]

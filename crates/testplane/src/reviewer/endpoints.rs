@@ -12,6 +12,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::config_map::NAME;
 use super::config_map_watch::{self, Asked};
@@ -52,7 +53,10 @@ pub(super) async fn answer(state: Arc<State>, request: Request<Incoming>) -> Res
 
 fn note_review(state: &State, path: &str, body: &Value) {
     match path {
-        ACCESS_REVIEWS => state.note(|record| record.access_reviews.push(body["spec"].clone())),
+        ACCESS_REVIEWS => state.note(|record| {
+            record.access_reviews.push(body["spec"].clone());
+            record.access_review_times.push(Instant::now());
+        }),
         TOKEN_REVIEWS => state.note(|record| record.token_reviews += 1),
         _ => {}
     }

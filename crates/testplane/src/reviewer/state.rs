@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::config_map::ConfigMapStore;
@@ -37,6 +38,8 @@ pub(super) struct Record {
     pub(super) requests: Vec<String>,
     /// The `spec` of each `SubjectAccessReview`.
     pub(super) access_reviews: Vec<Value>,
+    /// When each of them came.
+    pub(super) access_review_times: Vec<Instant>,
     pub(super) token_reviews: usize,
 }
 
