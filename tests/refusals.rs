@@ -301,6 +301,15 @@ async fn a_query_that_makes_no_sense_is_refused() -> Result<()> {
         ("fieldSelector=verb%3Da,b", 400, bad_request("invalid selector: 'verb=a,b'; can't understand 'b'")),
         ("fieldSelector=spec.nodeName%3Dx", 400, unknown),
         ("resourceVersion=abc", 422, invalid("resourceVersion", "FieldValueInvalid", &number("abc"))),
+        (
+            "resourceVersion=18446744073709551616",
+            422,
+            invalid(
+                "resourceVersion",
+                "FieldValueInvalid",
+                "Invalid value: \"18446744073709551616\": strconv.ParseUint: parsing \"18446744073709551616\": value out of range",
+            ),
+        ),
         ("resourceVersion=-1", 422, invalid("resourceVersion", "FieldValueInvalid", &number("-1"))),
         ("timeoutSeconds=x", 400, bad_request("timeoutSeconds: \"x\" is not a whole number of seconds")),
         ("fieldSelector=verb%3Da%3Db", 400, bad_request("invalid field selector: unescaped character in value: 61")),

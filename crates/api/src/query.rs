@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::num::{IntErrorKind, ParseIntError};
 use std::time::Duration;
 
 use crate::label_selector::{self, LabelSelectorError};
@@ -93,10 +94,12 @@ pub enum Violation {
         /// Which numbers it can take.
         message: &'static str,
     },
-    /// `resourceVersion` is not a number.
+    /// `resourceVersion` is not a number, or too large for one.
     ResourceVersion {
         /// The value given.
         value: String,
+        /// In Go's words.
+        problem: &'static str,
     },
 }
 
@@ -271,7 +274,11 @@ fn resource_version(value: &str) -> Result<Option<Sequence>, Violation> {
     if value.is_empty() {
         return Ok(None);
     }
-    let sequence: Sequence = value.parse().map_err(|_| Violation::ResourceVersion { value: value.to_owned() })?;
+    let sequence: Sequence = value.parse().map_err(|error: ParseIntError| {
+        let too_large = *error.kind() == IntErrorKind::PosOverflow;
+        let problem = if too_large { "value out of range" } else { "invalid syntax" };
+        Violation::ResourceVersion { value: value.to_owned(), problem }
+    })?;
     Ok(Some(sequence).filter(|sequence| sequence.get() != 0))
 }
 
@@ -435,7 +442,7 @@ mod tests {
             value: "Exact".to_owned(),
             supported: "NotOlderThan",
         };
-        let place = || Violation::ResourceVersion { value: "x".to_owned() };
+        let place = || Violation::ResourceVersion { value: "x".to_owned(), problem: "invalid syntax" };
         let [since, tail] = [
             Violation::OutOfRange { parameter: "sinceSeconds", value: 0, message: "must be greater than 0" },
             Violation::OutOfRange { parameter: "tailLines", value: -1, message: "must be greater than or equal to 0" },
@@ -453,6 +460,11 @@ mod tests {
         ] {
             assert_eq!(parse(query), Err(QueryError::Invalid(expected)), "{query}");
         }
+        let large = "18446744073709551616".to_owned();
+        assert_eq!(
+            parse(&format!("resourceVersion={large}")),
+            Err(QueryError::Invalid(vec![Violation::ResourceVersion { value: large, problem: "value out of range" }]))
+        );
         // Upstream minds a page only beside a match, and what cannot be read comes before what cannot be had.
         assert_eq!(parse("continue=c"), Ok(WatchOptions::default()));
         assert!(matches!(parse("resourceVersion=x&timeoutSeconds=x"), Err(QueryError::Malformed { .. })));

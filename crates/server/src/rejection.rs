@@ -374,9 +374,9 @@ fn cause(violation: &Violation) -> Cause {
         Violation::OutOfRange { parameter, value, message } => {
             (*parameter, "FieldValueInvalid", format!("Invalid value: {value}: {message}"))
         }
-        Violation::ResourceVersion { value } => {
+        Violation::ResourceVersion { value, problem } => {
             let value = Sanitized(value);
-            let message = format!("Invalid value: \"{value}\": strconv.ParseUint: parsing \"{value}\": invalid syntax");
+            let message = format!("Invalid value: \"{value}\": strconv.ParseUint: parsing \"{value}\": {problem}");
             ("resourceVersion", "FieldValueInvalid", message)
         }
     };

@@ -95,6 +95,7 @@ struct Stage {
     router: Router,
     front_proxy: FrontProxy,
     reviewer: Arc<Reviewer>,
+    closing: CancellationToken,
 }
 
 impl Stage {
@@ -109,12 +110,12 @@ impl Stage {
             health: Arc::new(Health::new(Arc::clone(&authenticator))),
             authorizer: reviewer.authorizer(),
             documents: Documents::new(),
-            watches: Watches::new(Arc::clone(&bus), ONE_WATCH, closing, WatchMetrics::default()).0,
+            watches: Watches::new(Arc::clone(&bus), ONE_WATCH, closing.clone(), WatchMetrics::default()).0,
             metrics: Arc::default(),
             authenticator,
             bus,
         };
-        Self { router, front_proxy, reviewer }
+        Self { router, front_proxy, reviewer, closing }
     }
 
     async fn ask(&self, method: &str, uri: &str, headers: &[(&'static str, &str)]) -> Response<Body> {
@@ -304,6 +305,13 @@ async fn every_answer_has_an_audit_id_and_is_not_cached_unless_it_says_so() {
         let headers = [CACHE_CONTROL, AUDIT_ID].map(|name| answer.headers()[name].to_str().unwrap().to_owned());
         assert_eq!(headers, ["no-cache, private", "abc"], "{method} {path}");
     }
+    let etag = stage.ask("GET", "/openapi/v2", &[]).await.headers()["etag"].to_str().unwrap().to_owned();
+    let held = stage.ask("GET", "/openapi/v2", &[("if-none-match", &etag), ("audit-id", "abc")]).await;
+    assert_eq!(
+        (held.status(), &held.headers()[AUDIT_ID]),
+        (StatusCode::NOT_MODIFIED, &HeaderValue::from_static("abc"))
+    );
+    assert_eq!(held.headers()["vary"], "Accept");
     let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
     let answer = stage.ask("GET", "/apis", &[("accept", aggregated)]).await;
     assert_eq!(answer.headers()[CACHE_CONTROL], "public");
@@ -334,6 +342,28 @@ async fn there_are_no_more_watches_than_allowed() {
     assert_eq!(second.headers()["retry-after"], "1");
     drop(first);
     assert_eq!(stage.status("GET", &watch).await, 200);
+}
+
+#[tokio::test]
+async fn a_server_on_its_way_out_opens_no_watch_and_answers_the_rest() {
+    let stage = Stage::new();
+    stage.closing.cancel();
+    let answer = stage.ask("GET", &format!("{SHOP}?watch=1"), &[]).await;
+    assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &HeaderValue::from_static("1")));
+    for path in ["/apis", "/livez"] {
+        assert_eq!(stage.status("GET", path).await, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn who_asks_too_much_is_told_when_to_come_back() {
+    let mut stage = Stage::new();
+    stage.router.authorizer = stage.reviewer.authorizer_with(1);
+    assert_eq!(stage.status("GET", "/metrics").await, 200);
+    let answer = stage.ask("GET", "/version", &[]).await;
+    assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (429, &HeaderValue::from_static("1")));
+    // What is known is answered.
+    assert_eq!(stage.status("GET", "/metrics").await, 200);
 }
 
 #[tokio::test]
