@@ -40,8 +40,8 @@ const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attributes {
-    /// Something of an API, ours or another.
-    Resource(ResourceAttributes),
+    /// Something of an API, ours or another. In a box, because every refusal may have one in it.
+    Resource(Box<ResourceAttributes>),
     /// Any other path.
     NonResource {
         /// The method in lower case.

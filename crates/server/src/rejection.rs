@@ -419,14 +419,14 @@ mod tests {
     use super::*;
 
     fn watch(namespace: Option<&str>) -> Attributes {
-        Attributes::Resource(ResourceAttributes {
+        Attributes::Resource(Box::new(ResourceAttributes {
             verb: "watch",
             group: GROUP.to_owned(),
             version: "v1".to_owned(),
             resource: "namespacedevents".to_owned(),
             namespace: namespace.unwrap_or_default().to_owned(),
             ..ResourceAttributes::default()
-        })
+        }))
     }
 
     fn json(rejection: &Rejection) -> String {
@@ -476,7 +476,8 @@ mod tests {
             ..ResourceAttributes::default()
         };
         let user = "jane".to_owned();
-        let rejection = Rejection::Forbidden { user, attributes: Attributes::Resource(asked), reason: String::new() };
+        let rejection =
+            Rejection::Forbidden { user, attributes: Attributes::Resource(Box::new(asked)), reason: String::new() };
         assert_eq!(
             json(&rejection),
             r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"a&amp;b\" is forbidden: User \"jane\" cannot get resource \"pods/&lt;log&gt;\" in API group \"\" at the cluster scope","reason":"Forbidden","details":{"name":"a&b","kind":"pods"},"code":403}"#

@@ -172,7 +172,7 @@ impl Router {
 /// What the reviewer is asked about: the path as it was read. Selectors stay out, so that grants that are narrower than the route
 /// do not match.
 fn attributes(verb: &'static str, asked: &ResourcePath<'_>) -> Attributes {
-    Attributes::Resource(ResourceAttributes {
+    Attributes::Resource(Box::new(ResourceAttributes {
         verb,
         group: asked.group.unwrap_or_default().to_owned(),
         version: asked.version.to_owned(),
@@ -180,7 +180,7 @@ fn attributes(verb: &'static str, asked: &ResourcePath<'_>) -> Attributes {
         subresource: asked.subresource.to_owned(),
         namespace: asked.namespace.to_owned(),
         name: asked.name.to_owned(),
-    })
+    }))
 }
 
 /// What lives at a path, if anything does. Upstream's reading forgives slashes, and takes an empty namespace for none and what is

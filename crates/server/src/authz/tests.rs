@@ -10,14 +10,14 @@ fn alice() -> User {
 }
 
 fn watch(namespace: Option<&str>) -> Attributes {
-    Attributes::Resource(ResourceAttributes {
+    Attributes::Resource(Box::new(ResourceAttributes {
         verb: "watch",
         group: "audit.k8s.io".to_owned(),
         version: "v1".to_owned(),
         resource: "namespacedevents".to_owned(),
         namespace: namespace.unwrap_or_default().to_owned(),
         ..ResourceAttributes::default()
-    })
+    }))
 }
 
 #[tokio::test(start_paused = true)]
@@ -44,7 +44,7 @@ async fn exactly_the_route_is_asked_about() {
         name: "never told".to_owned(),
         ..ResourceAttributes::default()
     };
-    authorizer.authorize(&alice(), &Attributes::Resource(log)).await.unwrap();
+    authorizer.authorize(&alice(), &Attributes::Resource(Box::new(log))).await.unwrap();
     assert_eq!(
         serde_json::to_value(reviewer.last().resource_attributes).unwrap(),
         serde_json::json!({"verb": "get", "version": "v1", "resource": "pods", "subresource": "log", "namespace": "shop"})

@@ -54,12 +54,12 @@ impl Stage {
         let user = User { name: user.to_owned(), ..User::anonymous() };
         let route =
             Route { version: Version::V1, resource: Resource::NamespacedEvents, namespace: Some("shop".to_owned()) };
-        let attributes = Attributes::Resource(ResourceAttributes {
+        let attributes = Attributes::Resource(Box::new(ResourceAttributes {
             verb: "watch",
             resource: route.resource.name().to_owned(),
             namespace: route.namespace.clone().unwrap_or_default(),
             ..ResourceAttributes::default()
-        });
+        }));
         let grant = self.authorizer.authorize(&user, &attributes).await.unwrap();
         let options = WatchOptions::parse(query, route.resource).unwrap();
         let key = ClassKey { route, selector: options.selector.clone() };
