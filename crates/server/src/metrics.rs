@@ -104,6 +104,8 @@ pub struct WatchMetrics {
 pub struct AccessMetrics {
     /// `SubjectAccessReview`s sent, by outcome: `allowed`, `denied`, `error`.
     pub reviews: Family<Outcome, Counter>,
+    /// `TokenReview`s sent, by outcome: `allowed`, `denied`, `error`.
+    pub token_reviews: Family<Outcome, Counter>,
     /// Requests answered with a refusal, by HTTP status code.
     pub refused_requests: Family<Code, Counter>,
 }
@@ -226,6 +228,7 @@ fn exist_from_the_start(
     }
     for outcome in ["allowed", "denied", "error"] {
         drop(access.reviews.get_or_create(&Outcome { outcome }));
+        drop(access.token_reviews.get_or_create(&Outcome { outcome }));
     }
 }
 
@@ -297,6 +300,7 @@ fn register_bus(registry: &mut Registry, bus: &BusMetrics) {
 
 fn register_output(registry: &mut Registry, watch: &WatchMetrics, access: &AccessMetrics) {
     registry.register("reviews", "SubjectAccessReviews sent, by outcome", access.reviews.clone());
+    registry.register("token_reviews", "TokenReviews sent, by outcome", access.token_reviews.clone());
     registry.register(
         "refused_requests",
         "Requests answered with a refusal, by HTTP status code",

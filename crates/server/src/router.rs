@@ -106,7 +106,7 @@ impl Router {
         if let Some(response) = self.health.answer(&path, query) {
             return Ok(response);
         }
-        let user = self.authenticator.authenticate(peer, request.headers()).map_err(|_| Rejection::Unauthorized)?;
+        let user = self.authenticator.authenticate(peer, request.headers()).await?;
         match Target::parse(&path) {
             Target::UnknownResource => Err(Rejection::NotFound),
             Target::Path => self.serve_path(&user, request, &path).await,

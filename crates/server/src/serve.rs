@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -27,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::authn::files::TrustFiles;
+use crate::authn::tokens::Tokens;
 use crate::authn::{self, Authenticator};
 use crate::authz::{Authorizer, CacheTtl};
 use crate::certs::{self, PairFiles, TlsMinVersion};
@@ -36,6 +39,7 @@ use crate::ingest::{self, Ingest};
 use crate::listener::{self, Exchange, Listener, Peer};
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::review_budget::ReviewBudget;
 use crate::router::Router;
 use crate::watch::{self, Dispatcher, Watches};
 
@@ -72,6 +76,12 @@ pub struct Config {
     pub authentication_kubeconfig: Option<PathBuf>,
     /// `None`: in-cluster.
     pub authorization_kubeconfig: Option<PathBuf>,
+    /// By which CAs clients are known, where the ConfigMap does not say it.
+    pub trust_files: TrustFiles,
+    /// How long it is remembered whose a token is.
+    pub token_cache_ttl: Duration,
+    /// Reviews that kube-apiserver is asked for, a second.
+    pub review_qps: NonZeroU32,
     /// How long permissions are remembered.
     pub authorization_cache: CacheTtl,
     /// Of the webhook.
@@ -135,9 +145,13 @@ impl Server {
         let own_username = Arc::new(OnceLock::new());
         let bus = Arc::new(Bus::new(config.retain, ingest::unix_micros()));
         let ingest = Ingest::new(config.ingest, Arc::clone(&bus), Arc::clone(&own_username), metrics.ingest.clone());
-        let authenticator = Arc::new(Authenticator::default());
+        let budget = Arc::new(ReviewBudget::new(config.review_qps));
+        let ttl = config.token_cache_ttl;
+        let tokens = Tokens::new(authentication_client.clone(), ttl, budget, metrics.access.clone());
+        let authenticator = Arc::new(Authenticator::new(tokens));
+        config.trust_files.load(&authenticator)?;
         let upkeep = join(
-            authn::config_map::watch(authentication_client, Arc::clone(&authenticator)),
+            authn::keep_in_step(authentication_client, Arc::clone(&authenticator), config.trust_files),
             learn_own_username(authorization_client.clone(), own_username),
         );
         let health = Arc::new(Health::new(Arc::clone(&authenticator)));
