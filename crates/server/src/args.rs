@@ -63,7 +63,7 @@ pub struct ServeArgs {
     #[arg(long, env = "AUDIT_STREAM_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// As --kubeconfig, for TokenReviews and for reading extension-apiserver-authentication; defaults to --kubeconfig.
+    /// As --kubeconfig, for reviews of tokens and for reading extension-apiserver-authentication; defaults to --kubeconfig.
     #[arg(long, env = "AUDIT_STREAM_AUTHENTICATION_KUBECONFIG", value_name = "FILE")]
     authentication_kubeconfig: Option<PathBuf>,
 

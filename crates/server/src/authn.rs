@@ -3,7 +3,7 @@
 //! The chain is upstream's (`k8s.io/apiserver/pkg/authentication/authenticatorfactory/delegating.go`): the front proxy's
 //! headers, a client certificate, a bearer token, and anonymous where nothing was presented. The first that knows somebody
 //! wins, even where one before it was shown something bad; a credential that nobody vouches for is 401 and never ignored.
-//! What is stricter than upstream stands in `docs/decisions/0013`.
+//! What is stricter than upstream stands in `docs/decisions/0013-who-is-asking.md`.
 
 pub mod certificate;
 pub mod config_map;

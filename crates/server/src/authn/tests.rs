@@ -47,6 +47,9 @@ fn trusting(trust: FrontProxyTrust) -> Authenticator {
     authenticator
 }
 
+/// What it is, who shows what, and whom that makes them.
+type Row<'a> = (&'a str, &'a Peer, &'a [(&'a str, &'a [u8])], Result<&'a str, Refused>);
+
 const ANYBODY: Result<&str, Refused> = Ok(ANONYMOUS);
 const REFUSED: Result<&str, Refused> = Err(Refused::Unauthorized);
 
@@ -69,7 +72,7 @@ async fn the_first_who_knows_somebody_wins_and_what_nobody_vouches_for_is_refuse
     let user: (&str, &[u8]) = ("x-remote-user", b"alice");
     let second: (&str, &[u8]) = ("x-remote-user", b"root");
     let garbled: (&str, &[u8]) = ("x-remote-group", b"\xff");
-    let table: [(&str, &Peer, &[(&str, &[u8])], Result<&str, Refused>); 21] = [
+    let table: [Row<'_>; 21] = [
         ("nothing", &stranger(), &[], ANYBODY),
         ("headers alone", &stranger(), &[user], ANYBODY),
         ("a token", &stranger(), &[good], Ok("tokens-owner")),

@@ -25,7 +25,8 @@ use super::{Opinion, Refused, User};
 use crate::metrics::{AccessMetrics, Outcome};
 use crate::review_budget::{Asker, ReviewBudget};
 
-/// Tokens of ServiceAccounts have some 1 KiB, and nobody's headers get through kube-apiserver with more.
+/// A service account's token has some 1 KiB, and one of an identity provider that lists a hundred groups a few. A quarter of
+/// what all headers of a request may have.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 /// Tokens whose answer is remembered, if no user takes more than [`ENTRY_BYTES`].
