@@ -48,6 +48,8 @@ pub struct Stage {
     pub reviewer: Reviewer,
     /// The CA of the front proxy's certificate.
     pub front_proxy_ca: Authority,
+    /// The CA of users' certificates.
+    pub client_ca: Authority,
     /// The CA of the webhook's clients.
     pub webhook_ca: Authority,
     serving_ca: Authority,
@@ -68,9 +70,17 @@ impl Stage {
 
     /// Starts the server with something else than the defaults, and waits until it is ready.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Result<Self> {
-        let [serving_ca, front_proxy_ca, webhook_ca] = ["serving", "front-proxy", "webhook"].map(Authority::new);
+        let stage = Self::trusting_nobody(change).await?;
+        stage.reviewer.set_config_map(&stage.trust());
+        stage.ready().await?;
+        Ok(stage)
+    }
+
+    /// Starts the server with something else than the defaults, where there is no `ConfigMap` yet that says whom to trust.
+    pub async fn trusting_nobody(change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let [serving_ca, front_proxy_ca, client_ca, webhook_ca] =
+            ["serving", "front-proxy", "clients", "webhook"].map(Authority::new);
         let reviewer = Reviewer::start().await?;
-        reviewer.set_config_map(&AuthenticationConfig::trusting(front_proxy_ca.certificate_pem()));
         let directory = TempDir::new()?;
         let mut config = config(directory.path(), &serving_ca, &webhook_ca, &reviewer)?;
         change(&mut config);
@@ -78,9 +88,10 @@ impl Stage {
         let (address, webhook_address) = bound.addresses()?;
         let (stopping, mut server) = (CancellationToken::new(), JoinSet::new());
         server.spawn(bound.run(stopping.clone()));
-        let stage = Self {
+        Ok(Self {
             reviewer,
             front_proxy_ca,
+            client_ca,
             webhook_ca,
             serving_ca,
             address,
@@ -88,10 +99,19 @@ impl Stage {
             stopping,
             server,
             _directory: directory,
-        };
-        let anybody = Client::connect(stage.api()).await?;
-        eventually("readiness", async || Ok((anybody.get("/readyz", &[]).await?.status == 200).then_some(()))).await?;
-        Ok(stage)
+        })
+    }
+
+    /// Waits until the server is ready.
+    pub async fn ready(&self) -> Result<()> {
+        let anybody = Client::connect(self.api()).await?;
+        eventually("readiness", async || Ok((anybody.get("/readyz", &[]).await?.status == 200).then_some(()))).await
+    }
+
+    /// What kube-apiserver says of whom to trust: its front proxy and its users.
+    pub fn trust(&self) -> AuthenticationConfig {
+        AuthenticationConfig::trusting(self.front_proxy_ca.certificate_pem())
+            .client_ca(self.client_ca.certificate_pem())
     }
 
     /// The API's listener, for a client without a certificate.

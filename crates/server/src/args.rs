@@ -13,6 +13,8 @@ use anyhow::{Result, ensure};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::Config;
+use crate::authn::files::TrustFiles;
+use crate::authn::front_proxy::Names;
 use crate::authz::CacheTtl;
 use crate::certs::{PairFiles, TlsMinVersion};
 use crate::ingest::{self, batch};
@@ -61,13 +63,80 @@ pub struct ServeArgs {
     #[arg(long, env = "AUDIT_STREAM_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// As --kubeconfig, for reading extension-apiserver-authentication; defaults to --kubeconfig.
+    /// As --kubeconfig, for reviews of tokens and for reading extension-apiserver-authentication; defaults to --kubeconfig.
     #[arg(long, env = "AUDIT_STREAM_AUTHENTICATION_KUBECONFIG", value_name = "FILE")]
     authentication_kubeconfig: Option<PathBuf>,
 
     /// As --kubeconfig, for SubjectAccessReviews; defaults to --kubeconfig.
     #[arg(long, env = "AUDIT_STREAM_AUTHORIZATION_KUBECONFIG", value_name = "FILE")]
     authorization_kubeconfig: Option<PathBuf>,
+
+    /// How long it is remembered whose a token is, or that it is nobody's.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_AUTHENTICATION_TOKEN_WEBHOOK_CACHE_TTL",
+        default_value = "10s",
+        value_name = "DURATION"
+    )]
+    authentication_token_webhook_cache_ttl: GoDuration,
+
+    /// File with the CAs that sign the client certificates of users, PEM; extension-apiserver-authentication's if not given.
+    #[arg(long, env = "AUDIT_STREAM_CLIENT_CA_FILE", value_name = "FILE")]
+    client_ca_file: Option<PathBuf>,
+
+    /// File with the CAs that sign the front proxy's client certificate, PEM; extension-apiserver-authentication's, with all that goes with it, if not given.
+    #[arg(long, env = "AUDIT_STREAM_REQUESTHEADER_CLIENT_CA_FILE", value_name = "FILE")]
+    requestheader_client_ca_file: Option<PathBuf>,
+
+    /// With --requestheader-client-ca-file: headers with the user's name, of which the first with a value counts; x-remote-user if not given.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_REQUESTHEADER_USERNAME_HEADERS",
+        value_delimiter = ',',
+        requires = "requestheader_client_ca_file",
+        value_name = "HEADER,…"
+    )]
+    requestheader_username_headers: Vec<String>,
+
+    /// With --requestheader-client-ca-file: headers with the user's UID, of which the first with a value counts.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_REQUESTHEADER_UID_HEADERS",
+        value_delimiter = ',',
+        requires = "requestheader_client_ca_file",
+        value_name = "HEADER,…"
+    )]
+    requestheader_uid_headers: Vec<String>,
+
+    /// With --requestheader-client-ca-file: headers with a group of the user's each; x-remote-group if not given.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_REQUESTHEADER_GROUP_HEADERS",
+        value_delimiter = ',',
+        requires = "requestheader_client_ca_file",
+        value_name = "HEADER,…"
+    )]
+    requestheader_group_headers: Vec<String>,
+
+    /// With --requestheader-client-ca-file: what headers with something else about the user begin with; x-remote-extra- if not given.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_REQUESTHEADER_EXTRA_HEADERS_PREFIX",
+        value_delimiter = ',',
+        requires = "requestheader_client_ca_file",
+        value_name = "PREFIX,…"
+    )]
+    requestheader_extra_headers_prefix: Vec<String>,
+
+    /// With --requestheader-client-ca-file: common names of which the front proxy's certificate must have one; any if not given.
+    #[arg(
+        long,
+        env = "AUDIT_STREAM_REQUESTHEADER_ALLOWED_NAMES",
+        value_delimiter = ',',
+        requires = "requestheader_client_ca_file",
+        value_name = "NAME,…"
+    )]
+    requestheader_allowed_names: Vec<String>,
 
     /// How long an allowed request is remembered.
     #[arg(
@@ -208,6 +277,7 @@ impl ServeArgs {
     /// If they do not go together; the message names the flag.
     pub fn into_config(self) -> Result<Config> {
         let limits = self.watch_limits()?;
+        let trust_files = self.trust_files()?;
         let serving = PairFiles { certificate: self.tls_cert_file, key: self.tls_private_key_file };
         let webhook = self.webhook_tls_cert_file.zip(self.webhook_tls_private_key_file);
         let webhook = webhook.map(|(certificate, key)| PairFiles { certificate, key });
@@ -233,6 +303,8 @@ impl ServeArgs {
             tls_min_version: self.tls_min_version,
             authentication_kubeconfig: self.authentication_kubeconfig.or_else(|| self.kubeconfig.clone()),
             authorization_kubeconfig: self.authorization_kubeconfig.or(self.kubeconfig),
+            trust_files,
+            token_cache_ttl: self.authentication_token_webhook_cache_ttl.0,
             authorization_cache: CacheTtl {
                 authorized: self.authorization_webhook_cache_authorized_ttl.0,
                 unauthorized: self.authorization_webhook_cache_unauthorized_ttl.0,
@@ -249,6 +321,32 @@ impl ServeArgs {
             shutdown_delay: self.shutdown_delay_duration.0,
             shutdown_grace: self.shutdown_grace_period.0,
         })
+    }
+
+    fn trust_files(&self) -> Result<TrustFiles> {
+        let list = |flag: &str, given: &[String], default: &[&str]| {
+            ensure!(given.iter().all(|name| !name.trim().is_empty()), "--{flag} must not have an empty value");
+            let default = || default.iter().map(ToString::to_string).collect();
+            Ok(if given.is_empty() { default() } else { given.to_vec() })
+        };
+        // Upstream's defaults.
+        let names = Names {
+            allowed: list("requestheader-allowed-names", &self.requestheader_allowed_names, &[])?,
+            username_headers: list(
+                "requestheader-username-headers",
+                &self.requestheader_username_headers,
+                &["x-remote-user"],
+            )?,
+            uid_headers: list("requestheader-uid-headers", &self.requestheader_uid_headers, &[])?,
+            group_headers: list("requestheader-group-headers", &self.requestheader_group_headers, &["x-remote-group"])?,
+            extra_header_prefixes: list(
+                "requestheader-extra-headers-prefix",
+                &self.requestheader_extra_headers_prefix,
+                &["x-remote-extra-"],
+            )?,
+        };
+        let front_proxy = self.requestheader_client_ca_file.clone().map(|file| (file, names));
+        Ok(TrustFiles { client_ca: self.client_ca_file.clone(), front_proxy })
     }
 
     fn watch_limits(&self) -> Result<watch::Limits> {
@@ -344,7 +442,9 @@ mod tests {
         assert_eq!(config.retain.retain_age, Duration::from_secs(900));
         assert!(config.watch.replay);
         assert_eq!(config.authorization_cache.unauthorized, Duration::from_secs(10));
+        assert_eq!(config.token_cache_ttl, Duration::from_secs(10));
         assert_eq!(config.review_qps.get(), 200);
+        assert_eq!((config.trust_files.client_ca, config.trust_files.front_proxy), (None, None));
         assert_eq!(config.authentication_kubeconfig, Some("k".into()));
         assert_eq!(config.authorization_kubeconfig, Some("z".into()));
         assert_eq!(config.webhook_pair.certificate, config.pair.certificate);
@@ -357,8 +457,29 @@ mod tests {
     }
 
     #[test]
+    fn the_front_proxys_headers_are_upstreams_where_only_its_ca_is_given() {
+        let names = |more: &[&str]| {
+            let flags = [&["--requestheader-client-ca-file=ca"][..], more].concat();
+            config(&flags).unwrap().trust_files.front_proxy.unwrap().1
+        };
+        let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let default = Names {
+            username_headers: words(&["x-remote-user"]),
+            group_headers: words(&["x-remote-group"]),
+            extra_header_prefixes: words(&["x-remote-extra-"]),
+            ..Names::default()
+        };
+        assert_eq!(names(&[]), default);
+        let given = ["--requestheader-username-headers=a,b", "--requestheader-allowed-names=proxy"];
+        assert_eq!(
+            names(&given),
+            Names { username_headers: words(&["a", "b"]), allowed: words(&["proxy"]), ..default }
+        );
+    }
+
+    #[test]
     fn mistakes_name_the_flag() {
-        let mistakes: [(&[&str], &str); 10] = [
+        let mistakes: [(&[&str], &str); 14] = [
             (&["--review-qps=0"], "--review-qps"),
             (&["--webhook-max-body-bytes=1Gi"], "--webhook-max-body-bytes"),
             (&["--webhook-max-body-bytes=0"], "--webhook-max-body-bytes"),
@@ -369,6 +490,13 @@ mod tests {
             (&["--replay=perhaps"], "--replay"),
             (&["--retain-bytes=5MB"], "\"MB\" is no unit"),
             (&["--webhook-tls-cert-file=x"], "--webhook-tls-private-key-file"),
+            (&["--requestheader-allowed-names=x"], "--requestheader-client-ca-file"),
+            (&["--requestheader-uid-headers=x"], "--requestheader-client-ca-file"),
+            (
+                &["--requestheader-client-ca-file=x", "--requestheader-group-headers=a,"],
+                "--requestheader-group-headers",
+            ),
+            (&["--review-qps=0"], "--review-qps"),
         ];
         for (flags, expected) in mistakes {
             let error = config(flags).unwrap_err().to_string();

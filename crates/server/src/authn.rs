@@ -1,25 +1,41 @@
 //! Who is asking.
 //!
-//! The chain is upstream's (`k8s.io/apiserver/pkg/authentication/authenticatorfactory/delegating.go`), as far as it is
-//! built: the front proxy first, else anonymous. A credential that was presented and cannot be vouched for is never ignored:
-//! a bearer token and a certificate of any other CA are answered 401.
+//! The chain is upstream's (`k8s.io/apiserver/pkg/authentication/authenticatorfactory/delegating.go`): the front proxy's
+//! headers, a client certificate, a bearer token, and anonymous where nothing was presented. The first that knows somebody
+//! wins, even where one before it was shown something bad; a credential that nobody vouches for is 401 and never ignored.
+//! What is stricter than upstream stands in `docs/decisions/0013-who-is-asking.md`.
 
+pub mod certificate;
 pub mod config_map;
+pub mod files;
 pub mod front_proxy;
+pub mod tokens;
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use futures::future::join;
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use kube::Client;
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::error;
 
 use crate::listener::Peer;
-use front_proxy::{FrontProxyTrust, NoIdentity};
+use certificate::CaBundle;
+use files::TrustFiles;
+use front_proxy::FrontProxyTrust;
+use tokens::Tokens;
 
 const ANONYMOUS: &str = "system:anonymous";
 const AUTHENTICATED_GROUP: &str = "system:authenticated";
 const UNAUTHENTICATED_GROUP: &str = "system:unauthenticated";
+
+/// How long a certificate waits to be judged while no CA is known yet. The listener bounds who waits.
+const TRUST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Who is asking, as a `SubjectAccessReview` wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,42 +50,137 @@ pub struct User {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
-/// A credential was presented and is not good.
+/// Why it is not known who is asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unauthorized;
-
-/// Finds out who is asking.
-#[derive(Debug, Default)]
-pub struct Authenticator {
-    front_proxy: ArcSwapOption<FrontProxyTrust>,
+pub enum Refused {
+    /// A credential was presented and is not good.
+    Unauthorized,
+    /// A certificate was shown, and nothing is known yet to judge it by.
+    TrustNotLoaded,
+    /// A token was shown, and there is no room now to ask whose it is.
+    Exhausted,
 }
 
+/// What one authenticator makes of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Opinion {
+    /// It is they.
+    User(User),
+    /// It was shown nothing that concerns it.
+    None,
+    /// It was shown something that is not good. Another may know better.
+    Bad,
+    /// Whoever may name anybody did not name one: nobody may know better.
+    Ambiguous,
+}
+
+/// Finds out who is asking.
+#[derive(Debug)]
+pub struct Authenticator {
+    trust: watch::Sender<Arc<Trust>>,
+    tokens: Tokens,
+}
+
+/// By what certificates are judged.
+#[derive(Debug, Clone, Default)]
+struct Trust {
+    /// Every source was read once.
+    loaded: bool,
+    clients: Option<Arc<CaBundle>>,
+    front_proxy: Option<Arc<FrontProxyTrust>>,
+    /// The front proxy is not trusted: see [`FrontProxyTrust::is_anybody_of`].
+    anybody: bool,
+}
+
+/// Keeps `authenticator`'s trust in step with `files` and, for what they do not say, the ConfigMap, until cancelled by being
+/// dropped.
+pub async fn keep_in_step(client: Client, authenticator: Arc<Authenticator>, files: TrustFiles) {
+    let config_map = async {
+        if files.are_complete() {
+            return pending().await;
+        }
+        config_map::watch(client, Arc::clone(&authenticator), files.clone()).await;
+    };
+    join(config_map, files.clone().follow(Arc::clone(&authenticator))).await;
+}
+
+// === impl Authenticator ===
+
 impl Authenticator {
-    /// Replaces what the front proxy is known by.
-    pub fn trust_front_proxy(&self, trust: FrontProxyTrust) {
-        self.front_proxy.store(Some(Arc::new(trust)));
+    /// Trusts no certificate yet.
+    pub fn new(tokens: Tokens) -> Self {
+        Self { trust: watch::Sender::default(), tokens }
     }
 
-    /// Whether anything is known of the front proxy yet. Until then nobody but anonymous can be told apart.
+    /// Whether it was read once what certificates are judged by. Until then only tokens and anonymous can be told apart.
     pub fn ready(&self) -> bool {
-        self.front_proxy.load().is_some()
+        self.trust.borrow().loaded
     }
 
-    /// Who is asking.
+    /// Who is asking. Dropping the future abandons the question.
     ///
     /// # Errors
-    /// If a credential was presented and is not good.
-    pub fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<User, Unauthorized> {
-        let trust = self.front_proxy.load();
-        let mut refused = headers.contains_key(AUTHORIZATION);
-        if let (Some(trust), [leaf, intermediates @ ..]) = (trust.as_deref(), &*peer.certificates) {
-            match trust.identify(leaf, intermediates, headers) {
-                Ok(user) => return Ok(user.with_implied_groups()),
-                // A front proxy that names nobody, or another client's certificate: no other authenticator vouches for it.
-                Err(NoIdentity) => refused = true,
-            }
+    /// If a credential was presented and is not good, or cannot be judged now.
+    pub async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<User, Refused> {
+        let by_certificate = match &*peer.certificates {
+            [] => Opinion::None,
+            chain => self.trust().await?.identify(chain, headers),
+        };
+        let opinion = match by_certificate {
+            Opinion::None => self.tokens.identify(headers, peer.address.ip()).await?,
+            Opinion::Bad => match self.tokens.identify(headers, peer.address.ip()).await? {
+                Opinion::User(user) => Opinion::User(user),
+                _ => Opinion::Bad,
+            },
+            decided => decided,
+        };
+        match opinion {
+            Opinion::User(user) => Ok(user.with_implied_groups()),
+            Opinion::None => Ok(User::anonymous()),
+            Opinion::Bad | Opinion::Ambiguous => Err(Refused::Unauthorized),
         }
-        if refused { Err(Unauthorized) } else { Ok(User::anonymous()) }
+    }
+
+    /// What is trusted now, or as soon as it is known.
+    async fn trust(&self) -> Result<Arc<Trust>, Refused> {
+        let mut trust = self.trust.subscribe();
+        match timeout(TRUST_TIMEOUT, trust.wait_for(|trust| trust.loaded)).await {
+            Ok(Ok(trust)) => Ok(Arc::clone(&trust)),
+            Ok(Err(_)) | Err(_) => Err(Refused::TrustNotLoaded),
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Trust)) {
+        self.trust.send_modify(|trust| {
+            let trust = Arc::make_mut(trust);
+            change(trust);
+            let before = trust.anybody;
+            trust.anybody = match (&trust.front_proxy, &trust.clients) {
+                (Some(front_proxy), Some(clients)) => front_proxy.is_anybody_of(clients),
+                _ => false,
+            };
+            if trust.anybody && !before {
+                error!(
+                    "no front proxy is trusted: its CA is one of clients too, and every client could pass for it; set \
+                     --requestheader-allowed-names of kube-apiserver (or here, with --requestheader-client-ca-file) to the \
+                     front proxy's common name, or give the front proxy a CA of its own"
+                );
+            }
+        });
+    }
+}
+
+impl Trust {
+    fn identify(&self, chain: &[CertificateDer<'_>], headers: &HeaderMap) -> Opinion {
+        let front_proxy = self.front_proxy.as_ref().filter(|_| !self.anybody);
+        let first = front_proxy.map_or(Opinion::None, |front_proxy| front_proxy.identify(chain, headers));
+        if let Opinion::User(_) | Opinion::Ambiguous = first {
+            return first;
+        }
+        match self.clients.as_ref().map_or(Opinion::None, |clients| clients.identify(chain)) {
+            Opinion::None => first,
+            second => second,
+        }
     }
 }
 
@@ -92,6 +203,13 @@ impl User {
             self.groups.push(AUTHENTICATED_GROUP.to_owned());
         }
         self
+    }
+
+    /// What it takes in memory, with what each text costs besides its bytes.
+    fn bytes(&self) -> u64 {
+        let extra = self.extra.iter().flat_map(|(key, values)| values.iter().chain([key]));
+        let texts = self.groups.iter().chain(&self.uid).chain([&self.name]).chain(extra);
+        texts.map(|text| (text.len() + size_of::<String>()) as u64).sum()
     }
 }
 

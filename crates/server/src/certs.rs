@@ -96,11 +96,6 @@ fn config(pair: &PairFiles, min: TlsMinVersion, verifier: Arc<dyn ClientCertVeri
     Ok(config)
 }
 
-/// The common name of a certificate's subject; the last one where there are several, as Go reads it.
-pub fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
-    X509Certificate::from_der(certificate).ok().and_then(|(_, certificate)| subject_name(&certificate))
-}
-
 /// The common name and the DNS names that a certificate stands for.
 pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
@@ -114,6 +109,7 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     names
 }
 
+/// The last one where there are several, as Go reads it.
 fn subject_name(certificate: &X509Certificate<'_>) -> Option<String> {
     let names = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
     names.last().map(str::to_owned)

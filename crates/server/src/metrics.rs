@@ -106,6 +106,8 @@ pub struct AccessMetrics {
     pub reviews: Family<Outcome, Counter>,
     /// Reviews that there was no room for, by what they were for.
     pub turned_away: Family<Purpose, Counter>,
+    /// `TokenReview`s sent, by outcome: `allowed`, `denied`, `error`.
+    pub token_reviews: Family<Outcome, Counter>,
     /// Requests answered with a refusal, by HTTP status code.
     pub refused_requests: Family<Code, Counter>,
 }
@@ -241,6 +243,7 @@ fn exist_from_the_start(
     }
     for outcome in ["allowed", "denied", "error"] {
         drop(access.reviews.get_or_create(&Outcome { outcome }));
+        drop(access.token_reviews.get_or_create(&Outcome { outcome }));
     }
     for purpose in [Purpose::LEASE, Purpose::QUESTION] {
         drop(access.turned_away.get_or_create(&purpose));
@@ -315,6 +318,7 @@ fn register_bus(registry: &mut Registry, bus: &BusMetrics) {
 
 fn register_output(registry: &mut Registry, watch: &WatchMetrics, access: &AccessMetrics) {
     registry.register("reviews", "SubjectAccessReviews sent, by outcome", access.reviews.clone());
+    registry.register("token_reviews", "TokenReviews sent, by outcome", access.token_reviews.clone());
     registry.register(
         "reviews_turned_away",
         "Reviews that the budget had no room for, by what they were for",

@@ -12,6 +12,7 @@ use audit_stream_api::{GROUP, Resource, Sequence};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response};
 
+use crate::authn::Refused;
 use crate::authz::{Attributes, Refusal, ResourceAttributes};
 use crate::ingest::sources::MAX_SOURCES;
 use crate::watch::Full;
@@ -22,6 +23,8 @@ use crate::wire::{self, Body};
 pub enum Rejection {
     /// A credential was presented and is not good.
     Unauthorized,
+    /// A certificate was shown, and nothing is known yet to judge it by.
+    TrustNotLoaded,
     /// The user may not do this.
     Forbidden {
         /// Who asked.
@@ -33,7 +36,7 @@ pub enum Rejection {
     },
     /// Whether the user may do this could not be found out, and unknown means no.
     ReviewFailed,
-    /// Whether the user may do this cannot be asked now, because so much is asked already.
+    /// Who asks, or whether they may, cannot be asked now, because so much is asked already.
     TooManyReviews,
     /// The path cannot be decoded.
     BrokenEscape,
@@ -129,6 +132,7 @@ impl Rejection {
     pub fn status(&self) -> Status {
         match self {
             Self::Unauthorized => Status::failure(401, "Unauthorized", "Unauthorized"),
+            Self::TrustNotLoaded => retry_later(503, "ServiceUnavailable", "the front proxy's CA is not loaded yet"),
             Self::Forbidden { user, attributes, reason } => forbidden(user, attributes, reason),
             Self::ReviewFailed => Status::failure(
                 500,
@@ -273,6 +277,16 @@ impl IngestRejection {
             Self::Incomplete => bad_request("the body ended before its declared length".to_owned()),
             Self::TooSlow => retry_later(408, "Timeout", "the body did not arrive in time"),
             Self::Late => retry_later(503, "ServiceUnavailable", "the batch could not be published in time"),
+        }
+    }
+}
+
+impl From<Refused> for Rejection {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unauthorized => Self::Unauthorized,
+            Refused::TrustNotLoaded => Self::TrustNotLoaded,
+            Refused::Exhausted => Self::TooManyReviews,
         }
     }
 }

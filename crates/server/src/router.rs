@@ -85,7 +85,7 @@ impl Router {
 
     async fn answer<B>(&self, peer: &Peer, request: &Request<B>, audit_id: &str) -> Result<Response<Body>, Rejection> {
         let path = decoded(request.uri().path()).ok_or(Rejection::BrokenEscape)?;
-        let user = self.authenticator.authenticate(peer, request.headers()).map_err(|_| Rejection::Unauthorized)?;
+        let user = self.authenticator.authenticate(peer, request.headers()).await?;
         match RequestPath::of(&path) {
             RequestPath::Resource(asked) => self.serve_resource(user, request, &path, &asked, audit_id).await,
             // Upstream's 500 to a bare prefix helps nobody: it is a path like any other.

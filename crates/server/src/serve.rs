@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::authn::files::TrustFiles;
+use crate::authn::tokens::Tokens;
 use crate::authn::{self, Authenticator};
 use crate::authz::{Authorizer, CacheTtl};
 use crate::certs::{self, PairFiles, TlsMinVersion};
@@ -74,6 +76,10 @@ pub struct Config {
     pub authentication_kubeconfig: Option<PathBuf>,
     /// `None`: in-cluster.
     pub authorization_kubeconfig: Option<PathBuf>,
+    /// By which CAs clients are known, where the ConfigMap does not say it.
+    pub trust_files: TrustFiles,
+    /// How long it is remembered whose a token is.
+    pub token_cache_ttl: Duration,
     /// How long permissions are remembered.
     pub authorization_cache: CacheTtl,
     /// Reviews of access and of tokens that kube-apiserver is asked for, a second.
@@ -139,13 +145,16 @@ impl Server {
         let own_username = Arc::new(OnceLock::new());
         let bus = Arc::new(Bus::new(config.retain, ingest::unix_micros()));
         let ingest = Ingest::new(config.ingest, Arc::clone(&bus), Arc::clone(&own_username), metrics.ingest.clone());
-        let authenticator = Arc::new(Authenticator::default());
+        let budget = Arc::new(ReviewBudget::new(config.review_qps));
+        let ttl = config.token_cache_ttl;
+        let tokens = Tokens::new(authentication_client.clone(), ttl, Arc::clone(&budget), metrics.access.clone());
+        let authenticator = Arc::new(Authenticator::new(tokens));
+        config.trust_files.load(&authenticator)?;
         let upkeep = join(
-            authn::config_map::watch(authentication_client, Arc::clone(&authenticator)),
+            authn::keep_in_step(authentication_client, Arc::clone(&authenticator), config.trust_files),
             learn_own_username(authorization_client.clone(), own_username),
         );
         let health = Arc::new(Health::new(Arc::clone(&authenticator)));
-        let budget = Arc::new(ReviewBudget::new(config.review_qps));
         let cache = config.authorization_cache;
         let authorizer = Authorizer::new(authorization_client, cache, budget, metrics.access.clone());
         let (watches, dispatcher) = Watches::new(Arc::clone(&bus), config.watch, end.clone(), metrics.watch.clone());

@@ -12,13 +12,13 @@ use audit_stream_testplane::pki::{Authority, Identity};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use k8s_openapi::api::authorization::v1::SubjectAccessReviewSpec;
-use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use kube::client::Body;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use crate::authn::front_proxy::FrontProxyTrust;
+use crate::authn::tokens::Tokens;
 use crate::authz::{Authorizer, CacheTtl};
 use crate::ingest::batch::{Batch, BatchBuilder};
 use crate::listener::Peer;
@@ -96,6 +96,62 @@ impl Reviewer {
     }
 }
 
+/// Answers `TokenReview`s without a socket: of some tokens, whose they are.
+#[derive(Debug)]
+pub(crate) struct TokenReviewer {
+    owners: BTreeMap<String, String>,
+    /// Of tokens that are somebody's.
+    verdict: Mutex<Verdict>,
+    asked: AtomicUsize,
+}
+
+impl TokenReviewer {
+    pub(crate) const TTL: Duration = Duration::from_secs(10);
+
+    pub(crate) fn new(owners: &[(&str, &str)]) -> Arc<Self> {
+        let owners = owners.iter().map(|(token, name)| ((*token).to_owned(), (*name).to_owned())).collect();
+        Arc::new(Self { owners, verdict: Mutex::new(Verdict::Allow), asked: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn now(&self, verdict: Verdict) {
+        *self.verdict.lock().unwrap() = verdict;
+    }
+
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn tokens(self: &Arc<Self>) -> Tokens {
+        let reviewer = Arc::clone(self);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let reviewer = Arc::clone(&reviewer);
+            async move { Ok::<_, Infallible>(reviewer.answer(request).await) }
+        });
+        let budget = Arc::new(ReviewBudget::new(NonZeroU32::new(200).unwrap()));
+        Tokens::new(Client::new(service, "default"), Self::TTL, budget, AccessMetrics::default())
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        // As long as a network takes, so that others come meanwhile.
+        tokio::task::yield_now().await;
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let mut review: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let verdict = self.verdict.lock().unwrap().clone();
+        let owner = self.owners.get(review["spec"]["token"].as_str().unwrap());
+        let (code, status) = match (verdict, owner) {
+            (Verdict::Fail, _) => (503, serde_json::Value::Null),
+            (Verdict::Hang, _) => std::future::pending().await,
+            (Verdict::Allow, Some(name)) => {
+                (201, serde_json::json!({"authenticated": true, "user": {"username": name}}))
+            }
+            _ => (201, serde_json::json!({"user": {}, "error": "invalid bearer token"})),
+        };
+        review["status"] = status;
+        Response::builder().status(code).body(Body::from(serde_json::to_vec(&review).unwrap())).unwrap()
+    }
+}
+
 /// A front proxy as kube-apiserver describes it.
 pub(crate) struct FrontProxy {
     pub(crate) ca: Authority,
@@ -110,7 +166,7 @@ impl FrontProxy {
         peer(&self.ca.client("front-proxy-client", &[]))
     }
 
-    pub(crate) fn config_map(&self, more: &[(&str, &str)]) -> ConfigMap {
+    pub(crate) fn config_map(&self, more: &[(&str, &str)]) -> BTreeMap<String, String> {
         let data = [
             ("requestheader-client-ca-file", self.ca.certificate_pem()),
             ("requestheader-allowed-names", r#"["front-proxy-client"]"#),
@@ -118,12 +174,11 @@ impl FrontProxy {
             ("requestheader-group-headers", r#"["X-Remote-Group"]"#),
             ("requestheader-extra-headers-prefix", r#"["X-Remote-Extra-"]"#),
         ];
-        let data = data.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        ConfigMap { data: Some(data.collect::<BTreeMap<_, _>>()), ..ConfigMap::default() }
+        data.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
     pub(crate) fn trust(&self, more: &[(&str, &str)]) -> FrontProxyTrust {
-        FrontProxyTrust::from_config_map(&self.config_map(more)).unwrap()
+        FrontProxyTrust::from_config_map(&self.config_map(more)).unwrap().unwrap()
     }
 }
 

@@ -10,19 +10,21 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
 
 /// A certificate authority that can sign clients and servers.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate_pem: String,
+    /// What a peer that trusts only the root needs besides a leaf: nothing of a root, an intermediate and those above it.
+    chain_pem: String,
 }
 
 /// A certificate and its private key, in PEM.
 #[derive(Clone)]
 pub struct Identity {
-    /// The leaf certificate.
+    /// The leaf certificate, and those between it and the root.
     pub certificate_pem: String,
     /// Its private key, PKCS #8.
     pub key_pem: String,
@@ -43,13 +45,29 @@ impl Authority {
     /// If the system's random source fails.
     pub fn new(common_name: &str) -> Self {
         let key = KeyPair::generate().expect("the system has randomness");
-        let mut params = params(common_name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let params = authority_params(common_name);
         let certificate = params.self_signed(&key).expect("the parameters above are valid");
         let certificate_pem = certificate.pem();
-        Self { issuer: Issuer::new(params, key), certificate_pem }
+        Self { issuer: Issuer::new(params, key), certificate_pem, chain_pem: String::new() }
+    }
+
+    /// An authority below this one. What it signs comes with the certificates in between.
+    ///
+    /// # Panics
+    /// If the authority's key cannot sign.
+    #[must_use]
+    pub fn intermediate(&self, common_name: &str) -> Self {
+        let key = KeyPair::generate().expect("the system has randomness");
+        let params = authority_params(common_name);
+        let certificate_pem = params.signed_by(&key, &self.issuer).expect("the authority signs what it is given").pem();
+        let chain_pem = format!("{certificate_pem}{}", self.chain_pem);
+        Self { issuer: Issuer::new(params, key), certificate_pem, chain_pem }
+    }
+
+    /// The authority itself as a client: its own certificate and key.
+    pub fn itself(&self) -> Identity {
+        let certificate_pem = format!("{}{}", self.certificate_pem, self.chain_pem);
+        Identity { certificate_pem, key_pem: self.issuer.key().serialize_pem() }
     }
 
     /// The authority's own certificate: what a peer that trusts it is given.
@@ -62,10 +80,34 @@ impl Authority {
     /// # Panics
     /// If the authority's key cannot sign.
     pub fn client(&self, common_name: &str, organizations: &[&str]) -> Identity {
-        let (certificate, key) = self.sign(params(common_name), ExtendedKeyUsagePurpose::ClientAuth);
-        let der = subject::replace(certificate.der(), common_name, organizations, self.issuer.key());
+        self.client_of(params(common_name), &[common_name], organizations)
+    }
+
+    /// A client certificate with several common names, of which Kubernetes reads the last, or none.
+    ///
+    /// # Panics
+    /// If the authority's key cannot sign.
+    pub fn client_named(&self, common_names: &[&str], organizations: &[&str]) -> Identity {
+        self.client_of(params("replaced"), common_names, organizations)
+    }
+
+    /// A client certificate that is good from the beginning of one year until the beginning of another.
+    ///
+    /// # Panics
+    /// If the authority's key cannot sign.
+    pub fn client_during(&self, common_name: &str, from_year: i32, until_year: i32) -> Identity {
+        let mut params = params(common_name);
+        params.not_before = date_time_ymd(from_year, 1, 1);
+        params.not_after = date_time_ymd(until_year, 1, 1);
+        self.client_of(params, &[common_name], &[])
+    }
+
+    fn client_of(&self, params: CertificateParams, common_names: &[&str], organizations: &[&str]) -> Identity {
+        let (certificate, key) = self.sign(params, ExtendedKeyUsagePurpose::ClientAuth);
+        let der = subject::replace(certificate.der(), common_names, organizations, self.issuer.key());
         let der = der.expect("the key has just signed a certificate");
-        Identity { certificate_pem: pem("CERTIFICATE", &der), key_pem: key.serialize_pem() }
+        let certificate_pem = format!("{}{}", pem("CERTIFICATE", &der), self.chain_pem);
+        Identity { certificate_pem, key_pem: key.serialize_pem() }
     }
 
     /// A serving certificate for DNS names and IP addresses.
@@ -78,7 +120,8 @@ impl Authority {
                 .expect("names are DNS names or IP addresses");
         with_names.distinguished_name = params(common_name).distinguished_name;
         let (certificate, key) = self.sign(with_names, ExtendedKeyUsagePurpose::ServerAuth);
-        Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }
+        let certificate_pem = format!("{}{}", certificate.pem(), self.chain_pem);
+        Identity { certificate_pem, key_pem: key.serialize_pem() }
     }
 
     fn sign(&self, mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> (Certificate, KeyPair) {
@@ -118,6 +161,13 @@ pub fn signing_key() -> (String, String) {
 fn params(common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, common_name);
+    params
+}
+
+fn authority_params(common_name: &str) -> CertificateParams {
+    let mut params = params(common_name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     params
 }
 

@@ -17,7 +17,7 @@ use crate::tasks::Tasks;
 
 mod delivery;
 mod ledger;
-mod raw;
+pub(crate) mod raw;
 #[cfg(test)]
 pub(crate) mod tests;
 

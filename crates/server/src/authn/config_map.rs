@@ -1,8 +1,10 @@
-//! Keeps the front proxy's trust in step with `kube-system/extension-apiserver-authentication`.
+//! Keeps trust in step with `kube-system/extension-apiserver-authentication`.
 //!
-//! kube-apiserver writes that ConfigMap and merges into it while CAs rotate. A version that cannot be read, and a ConfigMap
-//! that disappears, leave the last good one in force, as upstream does: kube-apiserver puts it back within a minute.
+//! kube-apiserver writes that ConfigMap and merges into it while CAs rotate. Each part of it is judged alone: one that cannot
+//! be read or is gone leaves the last good one in force, as upstream does, and so does a ConfigMap that disappears:
+//! kube-apiserver puts it back within a minute.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
@@ -11,21 +13,30 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tracing::{info, warn};
 
-use super::Authenticator;
+use super::certificate::CaBundle;
+use super::files::TrustFiles;
 use super::front_proxy::FrontProxyTrust;
+use super::{Authenticator, Trust};
 
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "extension-apiserver-authentication";
+const CLIENT_CA: &str = "client-ca-file";
 
-/// Watches until cancelled by being dropped. Errors are retried with a growing pause.
-pub async fn watch(client: Client, authenticator: Arc<Authenticator>) {
+/// Watches until cancelled by being dropped, for what does not come from `files`. Errors are retried with a growing pause.
+pub async fn watch(client: Client, authenticator: Arc<Authenticator>, files: TrustFiles) {
     let config_maps: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
     // RBAC grants this one object by name, and that grant matches a list or watch with this selector alone.
     let this_one = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
     let mut changes = watcher(config_maps, this_one).default_backoff().applied_objects().into_stream().boxed();
+    let mut last = None;
     loop {
         match changes.try_next().await {
-            Ok(Some(config_map)) => adopt(&config_map, &authenticator),
+            // The same again, after a watch began anew, says nothing new, and what is wrong with it was told.
+            Ok(Some(config_map)) if last.as_ref() == Some(&config_map.data) => {}
+            Ok(Some(config_map)) => {
+                adopt(config_map.data.as_ref().unwrap_or(&BTreeMap::new()), &authenticator, &files);
+                last = Some(config_map.data);
+            }
             // The watcher never ends by itself.
             Ok(None) => return,
             Err(error) => warn!(
@@ -37,14 +48,50 @@ pub async fn watch(client: Client, authenticator: Arc<Authenticator>) {
     }
 }
 
-fn adopt(config_map: &ConfigMap, authenticator: &Authenticator) {
-    match FrontProxyTrust::from_config_map(config_map) {
-        Ok(trust) => {
-            info!("loaded the front proxy's CA from configmap {NAMESPACE}/{NAME}");
-            authenticator.trust_front_proxy(trust);
+/// Takes over what the ConfigMap says now, in one step, so that no request sees half of it.
+pub(super) fn adopt(data: &BTreeMap<String, String>, authenticator: &Authenticator, files: &TrustFiles) {
+    authenticator.change(|trust| {
+        trust.loaded = true;
+        if files.client_ca.is_none() {
+            adopt_client_ca(data, trust);
         }
+        if files.front_proxy.is_none() {
+            adopt_front_proxy(data, trust);
+        }
+    });
+}
+
+fn adopt_client_ca(data: &BTreeMap<String, String>, trust: &mut Trust) {
+    match data.get(CLIENT_CA).map(|pem| CaBundle::parse(pem.as_bytes())) {
+        Some(Ok(clients)) => {
+            info!("loaded the CA of clients from configmap {NAMESPACE}/{NAME}");
+            trust.clients = Some(Arc::new(clients));
+        }
+        Some(Err(error)) => {
+            let error = format!("{error:#}");
+            warn!(error, "{CLIENT_CA} of configmap {NAMESPACE}/{NAME} is not usable, the last good one stays");
+        }
+        // Some clusters have none (kubernetes/kubernetes#65724).
+        None => info!("configmap {NAMESPACE}/{NAME} has no {CLIENT_CA}, what was known before stays"),
+    }
+}
+
+fn adopt_front_proxy(data: &BTreeMap<String, String>, trust: &mut Trust) {
+    match FrontProxyTrust::from_config_map(data) {
+        Ok(Some(front_proxy)) => {
+            info!("loaded the front proxy's CA from configmap {NAMESPACE}/{NAME}");
+            trust.front_proxy = Some(Arc::new(front_proxy));
+        }
+        Ok(None) if trust.front_proxy.is_some() => {
+            warn!("configmap {NAMESPACE}/{NAME} has no front proxy's CA any more, the last good one stays");
+        }
+        Ok(None) => warn!(
+            "no front proxy is trusted: configmap {NAMESPACE}/{NAME} has no requestheader-client-ca-file, because \
+             kube-apiserver runs without the flag of that name"
+        ),
         Err(error) => {
-            warn!(error = format!("{error:#}"), "configmap {NAMESPACE}/{NAME} is not usable, the last good one stays");
+            let error = format!("{error:#}");
+            warn!(error, "the front proxy of configmap {NAMESPACE}/{NAME} is not usable, the last good one stays");
         }
     }
 }

@@ -1,129 +1,160 @@
 //! The front proxy: kube-aggregator, which names the user in headers and proves with a client certificate that it may.
 //!
-//! Source: `k8s.io/apiserver/pkg/authentication/request/headerrequest/requestheader.go` and `…/request/x509/x509.go`.
+//! Source: `k8s.io/apiserver/pkg/authentication/request/headerrequest/requestheader.go`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use http::HeaderMap;
-use k8s_openapi::api::core::v1::ConfigMap;
 use percent_encoding::percent_decode_str;
-use rustls::server::danger::ClientCertVerifier;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 
-use super::User;
-use crate::certs;
+use super::certificate::{CaBundle, Subject};
+use super::{Opinion, User};
 
 /// What the front proxy is known by. Only header names that are listed here count.
 #[derive(Debug)]
 pub struct FrontProxyTrust {
-    verifier: Arc<dyn ClientCertVerifier>,
-    /// Common names; empty allows any that the CA has signed.
-    allowed_names: Vec<String>,
-    username_headers: Vec<String>,
-    uid_headers: Vec<String>,
-    group_headers: Vec<String>,
-    /// In lower case.
-    extra_header_prefixes: Vec<String>,
+    ca: CaBundle,
+    names: Names,
 }
 
-/// Nobody's front proxy has more, and a chain of a hundred that anybody can make costs a tenth of a second to refuse.
-const MAX_INTERMEDIATES: usize = 4;
+/// Whom to believe, and in which headers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Common names; empty allows any that the CA has signed.
+    pub allowed: Vec<String>,
+    /// Of the user. The first that has a value counts.
+    pub username_headers: Vec<String>,
+    /// Of the user's UID. The first that has a value counts.
+    pub uid_headers: Vec<String>,
+    /// Of a group each.
+    pub group_headers: Vec<String>,
+    /// What is before the key of an extra, in any case.
+    pub extra_header_prefixes: Vec<String>,
+}
 
-/// The peer is not the front proxy, or names nobody, or names somebody ambiguously.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoIdentity;
+/// The headers name more than one, or are no UTF-8.
+struct Ambiguous;
 
 impl FrontProxyTrust {
-    /// Reads `kube-system/extension-apiserver-authentication`.
+    /// Believes who shows a certificate of these CAs.
+    ///
+    /// # Errors
+    /// If there is no usable CA.
+    pub fn new(ca_pem: &[u8], names: Names) -> Result<Self> {
+        Ok(Self { ca: CaBundle::parse(ca_pem)?, names })
+    }
+
+    /// Reads `kube-system/extension-apiserver-authentication`. `None`: kube-apiserver has no front proxy.
     ///
     /// # Errors
     /// If the ConfigMap has no usable CA or a key of it is malformed; the message names the key.
-    pub fn from_config_map(config_map: &ConfigMap) -> Result<Self> {
+    pub fn from_config_map(data: &BTreeMap<String, String>) -> Result<Option<Self>> {
         const CA: &str = "requestheader-client-ca-file";
-        let data = config_map.data.as_ref().context("it has no data")?;
-        let ca = data.get(CA).with_context(|| format!("{CA} is missing: kube-apiserver runs without --{CA}"))?;
-        let names = |key: &str| match data.get(key) {
-            Some(json) => {
-                serde_json::from_str::<Vec<String>>(json).with_context(|| format!("{key} is no list of names"))
-            }
-            None => Ok(Vec::new()),
+        let Some(ca) = data.get(CA) else { return Ok(None) };
+        let names = |key: &str| {
+            let names: Vec<String> = match data.get(key) {
+                Some(json) => serde_json::from_str(json).with_context(|| format!("{key} is no list of names"))?,
+                None => Vec::new(),
+            };
+            ensure!(names.iter().all(|name| !name.trim().is_empty()), "{key} has an empty name");
+            Ok(names)
         };
-        Ok(Self {
-            verifier: certs::client_verifier(ca.as_bytes()).context(CA)?,
-            allowed_names: names("requestheader-allowed-names")?,
+        let names = Names {
+            allowed: names("requestheader-allowed-names")?,
             username_headers: names("requestheader-username-headers")?,
             uid_headers: names("requestheader-uid-headers")?,
             group_headers: names("requestheader-group-headers")?,
-            extra_header_prefixes: lower(names("requestheader-extra-headers-prefix")?),
-        })
+            extra_header_prefixes: names("requestheader-extra-headers-prefix")?,
+        };
+        Self::new(ca.as_bytes(), names).context(CA).map(Some)
     }
 
-    /// The user that the front proxy names.
-    ///
-    /// # Errors
-    /// If the certificate is not the front proxy's, or the headers name nobody, more than one, or are not UTF-8.
-    pub fn identify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        headers: &HeaderMap,
-    ) -> Result<User, NoIdentity> {
-        if intermediates.len() > MAX_INTERMEDIATES {
-            return Err(NoIdentity);
+    /// Whether everybody with a certificate of `clients` could name any user: a CA is in both bundles, and no name tells the
+    /// front proxy from the others.
+    pub fn is_anybody_of(&self, clients: &CaBundle) -> bool {
+        self.names.allowed.is_empty() && self.ca.overlaps(clients)
+    }
+
+    /// The user that the front proxy names, if the chain is the front proxy's.
+    pub fn identify(&self, chain: &[CertificateDer<'_>], headers: &HeaderMap) -> Opinion {
+        if chain.is_empty() {
+            return Opinion::None;
         }
-        self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).map_err(|_| NoIdentity)?;
-        if !self.allowed_names.is_empty() {
-            let name = certs::common_name(leaf).ok_or(NoIdentity)?;
-            self.allowed_names.contains(&name).then_some(()).ok_or(NoIdentity)?;
+        if !self.ca.vouch_for(chain) || !self.allows(&chain[0]) {
+            return Opinion::Bad;
         }
-        Ok(User {
-            name: only(headers, &self.username_headers)?.ok_or(NoIdentity)?,
-            uid: only(headers, &self.uid_headers)?,
-            groups: all(headers, &self.group_headers)?,
+        match self.user(headers) {
+            Ok(None) => Opinion::None,
+            Ok(Some(user)) => Opinion::User(user),
+            Err(Ambiguous) => Opinion::Ambiguous,
+        }
+    }
+
+    fn allows(&self, leaf: &CertificateDer<'_>) -> bool {
+        let allowed = &self.names.allowed;
+        allowed.is_empty() || Subject::of(leaf).is_some_and(|subject| allowed.contains(&subject.name))
+    }
+
+    fn user(&self, headers: &HeaderMap) -> Result<Option<User>, Ambiguous> {
+        let Some(name) = only(headers, &self.names.username_headers)? else { return Ok(None) };
+        Ok(Some(User {
+            name,
+            uid: only(headers, &self.names.uid_headers)?,
+            groups: all(headers, &self.names.group_headers)?,
             extra: self.extra(headers)?,
-        })
+        }))
     }
 
-    fn extra(&self, headers: &HeaderMap) -> Result<BTreeMap<String, Vec<String>>, NoIdentity> {
+    fn extra(&self, headers: &HeaderMap) -> Result<BTreeMap<String, Vec<String>>, Ambiguous> {
         let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in headers {
-            // http stores header names in lower case, and upstream lowers the key too.
-            let key = self.extra_header_prefixes.iter().find_map(|prefix| name.as_str().strip_prefix(prefix.as_str()));
+            let key = self.names.extra_header_prefixes.iter().find_map(|prefix| after_prefix(name.as_str(), prefix));
             if let Some(key) = key {
-                let decoded = percent_decode_str(key).decode_utf8();
-                let key = decoded.map_or_else(|_| key.to_owned(), std::borrow::Cow::into_owned);
-                extra.entry(key).or_default().push(text(value)?);
+                extra.entry(decoded(key)).or_default().push(text(value)?);
             }
         }
         Ok(extra)
     }
 }
 
-fn lower(names: Vec<String>) -> Vec<String> {
-    names.iter().map(|name| name.to_ascii_lowercase()).collect()
+/// http keeps header names in lower case, as upstream makes the key; the prefix may have any.
+fn after_prefix<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let (start, key) = name.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(key)
+}
+
+/// Percent-decoded, or as it is where an escape is no escape or the result no text, as upstream.
+fn decoded(key: &str) -> String {
+    let is_escape = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    if key.split('%').skip(1).all(is_escape)
+        && let Ok(decoded) = percent_decode_str(key).decode_utf8()
+    {
+        return decoded.into_owned();
+    }
+    key.to_owned()
 }
 
 /// The value of the first of `names` that has one. kube-apiserver writes it once, so two are somebody else's doing.
-fn only(headers: &HeaderMap, names: &[String]) -> Result<Option<String>, NoIdentity> {
+fn only(headers: &HeaderMap, names: &[String]) -> Result<Option<String>, Ambiguous> {
     for name in names {
         let mut values = headers.get_all(name.as_str()).iter();
         match (values.next(), values.next()) {
             (None, _) => {}
             (Some(value), None) if value.is_empty() => {}
             (Some(value), None) => return text(value).map(Some),
-            (Some(_), Some(_)) => return Err(NoIdentity),
+            (Some(_), Some(_)) => return Err(Ambiguous),
         }
     }
     Ok(None)
 }
 
-fn all(headers: &HeaderMap, names: &[String]) -> Result<Vec<String>, NoIdentity> {
+fn all(headers: &HeaderMap, names: &[String]) -> Result<Vec<String>, Ambiguous> {
     let values = names.iter().flat_map(|name| headers.get_all(name.as_str()));
     values.filter(|value| !value.is_empty()).map(text).collect()
 }
 
-fn text(value: &http::HeaderValue) -> Result<String, NoIdentity> {
-    std::str::from_utf8(value.as_bytes()).map(str::to_owned).map_err(|_| NoIdentity)
+fn text(value: &http::HeaderValue) -> Result<String, Ambiguous> {
+    std::str::from_utf8(value.as_bytes()).map(str::to_owned).map_err(|_| Ambiguous)
 }

@@ -19,6 +19,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -29,6 +30,7 @@ use super::watch::Watch;
 use crate::pki::Identity;
 use crate::tasks::Tasks;
 use crate::tls;
+use crate::webhook_sender::raw::read_answer;
 
 const MAX_HEADER_LIST: u32 = 10 << 20;
 // Above every deadline that the server promises, so that a server that hangs fails its test and not the test run.
@@ -139,6 +141,20 @@ impl Target {
     pub fn windows(mut self, windows: Windows) -> Self {
         self.windows = windows;
         self
+    }
+
+    /// Writes a request byte by byte, over HTTP/1.1 on a connection of its own, for what no HTTP client sends.
+    ///
+    /// # Errors
+    /// If the handshake or the connection fails, or no answer came within a minute.
+    pub async fn exchange(&self, request: &[u8]) -> Result<Response> {
+        let answer = async {
+            let target = self.clone().protocol(Protocol::Http1);
+            let mut stream = target.dial(&target.tls()?).await?;
+            stream.write_all(request).await.context("the request could not be sent")?;
+            read_answer(&mut stream).await
+        };
+        timeout(ANSWER_WITHIN, answer).await.with_context(|| format!("no answer within {ANSWER_WITHIN:?}"))?
     }
 
     pub(crate) fn tls(&self) -> Result<TlsConnector> {

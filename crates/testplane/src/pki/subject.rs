@@ -21,13 +21,13 @@ const SUBJECT: usize = 5;
 /// before.
 pub(super) fn replace(
     der: &[u8],
-    common_name: &str,
+    common_names: &[&str],
     organizations: &[&str],
     authority: &KeyPair,
 ) -> Result<Vec<u8>, rcgen::Error> {
     let parts = children(der);
     let mut fields = children(parts[0]);
-    let subject = subject(common_name, organizations);
+    let subject = subject(common_names, organizations);
     fields[SUBJECT] = &subject;
     let to_be_signed = element(SEQUENCE, &fields.concat());
     // A bit string's content starts with the number of its unused bits.
@@ -35,14 +35,14 @@ pub(super) fn replace(
     Ok(element(SEQUENCE, &[&to_be_signed[..], parts[1], &signature].concat()))
 }
 
-fn subject(common_name: &str, organizations: &[&str]) -> Vec<u8> {
+fn subject(common_names: &[&str], organizations: &[&str]) -> Vec<u8> {
     let attribute = |id: [u8; 3], value: &str| {
         let pair = [element(OBJECT_ID, &id), element(UTF8_STRING, value.as_bytes())].concat();
         element(SET, &element(SEQUENCE, &pair))
     };
-    let mut names = attribute(COMMON_NAME, common_name);
-    names.extend(organizations.iter().flat_map(|organization| attribute(ORGANIZATION, organization)));
-    element(SEQUENCE, &names)
+    let common_names = common_names.iter().map(|name| attribute(COMMON_NAME, name));
+    let organizations = organizations.iter().map(|organization| attribute(ORGANIZATION, organization));
+    element(SEQUENCE, &common_names.chain(organizations).collect::<Vec<_>>().concat())
 }
 
 fn element(tag: u8, content: &[u8]) -> Vec<u8> {
@@ -100,7 +100,7 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, "jane");
         params.distinguished_name.push(DnType::OrganizationName, &*long);
         let original = params.self_signed(&key).unwrap();
-        let replaced = replace(original.der(), "jane", &[&long], &key).unwrap();
+        let replaced = replace(original.der(), &["jane"], &[&long], &key).unwrap();
         assert_eq!(children(&replaced)[..2], children(original.der())[..2]);
     }
 
@@ -108,7 +108,7 @@ mod tests {
     fn holds_several_organizations() {
         let key = KeyPair::generate().unwrap();
         let original = CertificateParams::default().self_signed(&key).unwrap();
-        let replaced = replace(original.der(), "jane", &["dev", "ops"], &key).unwrap();
+        let replaced = replace(original.der(), &["jane"], &["dev", "ops"], &key).unwrap();
         let fields = children(children(&replaced)[0]);
         assert_eq!(children(fields[SUBJECT]).len(), 3);
     }

@@ -150,7 +150,7 @@ fn is_framing(header: &str) -> bool {
     ["content-length", "transfer-encoding"].iter().any(|name| header.eq_ignore_ascii_case(name))
 }
 
-async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Result<Response> {
+pub(crate) async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> Result<Response> {
     let mut received = Vec::new();
     let head_length = loop {
         if let Some(end) = find(&received, b"\r\n\r\n") {
