@@ -107,6 +107,10 @@ impl Router {
             return Ok(response);
         }
         let user = self.authenticator.authenticate(peer, request.headers()).map_err(|_| Rejection::Unauthorized)?;
+        let exchange = request.extensions().get::<Exchange>().expect("each request of a listener has one");
+        if user != User::anonymous() && !exchange.becomes_known() {
+            return Err(Rejection::TooManyConnections);
+        }
         match Target::parse(&path) {
             Target::UnknownResource => Err(Rejection::NotFound),
             Target::Path => self.serve_path(&user, request, &path).await,
@@ -117,7 +121,6 @@ impl Router {
                 let grant = self.authorize(&user, &attributes).await?;
                 check_verb(request.method(), verb, route.resource, &part)?;
                 let options = watch_options(request.headers(), query, route.resource, &part)?;
-                let exchange = request.extensions().get::<Exchange>().expect("each request of a listener has one");
                 let (username, audit_id) = (user.name, audit_id.to_owned());
                 let reader = Reader { username, attributes, audit_id, exchange: exchange.clone() };
                 self.watch(reader, grant, route, &options).await

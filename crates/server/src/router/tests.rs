@@ -1,6 +1,5 @@
 use http::StatusCode;
 use http_body_util::{BodyExt, Empty};
-use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::metrics::WatchMetrics;
@@ -76,7 +75,7 @@ impl Stage {
         authenticator.trust_front_proxy(front_proxy.trust(&[]));
         let retain = audit_stream_bus::Config { retain_bytes: 1 << 20, retain_age: std::time::Duration::MAX };
         let bus = Arc::new(Bus::new(retain, 1_000_000));
-        let closing = CancellationToken::new();
+        let closing = watch::Closing::default();
         let router = Router {
             health: Arc::new(Health::new(Arc::clone(&authenticator))),
             authorizer: reviewer.authorizer(),
@@ -241,7 +240,7 @@ async fn a_replay_is_refused_where_it_is_turned_off() {
         assert_eq!(stage.status("GET", replay).await, 200, "{replay}");
     }
     let config = watch::Config { replay: false, ..ONE_WATCH };
-    let closing = CancellationToken::new();
+    let closing = watch::Closing::default();
     stage.router.watches = Watches::new(Arc::clone(&stage.router.bus), config, closing, WatchMetrics::default()).0;
     for replay in &replays {
         assert_eq!(stage.status("GET", replay).await, 400, "{replay}");
