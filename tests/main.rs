@@ -12,6 +12,7 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 mod confinement;
 mod delivery;
+mod draining;
 mod ingest;
 mod ingest_senders;
 mod ingest_sources;
@@ -24,8 +25,10 @@ mod real_lifecycle;
 mod real_memory;
 mod real_stalled;
 mod refusals;
+mod rotation;
 mod shared_connection;
 mod stage;
+mod strangers;
 mod watch;
 mod watch_place;
 mod watch_resume;

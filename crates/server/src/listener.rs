@@ -7,6 +7,7 @@
 mod exchange;
 mod guests;
 mod taken;
+mod unhurried;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -43,6 +44,7 @@ use exchange::{Scope, Shared, Streams};
 pub use guests::MAX_GUESTS;
 use guests::{Guests, Place};
 use taken::Taken;
+use unhurried::Unhurried;
 
 /// kube-apiserver gives a handshake 10 s and so do we; the first request that follows it the same.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,6 +80,10 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Connections that the kernel completes for us before they are accepted, as Go's servers have it.
 const BACKLOG: i32 = 1024;
+
+/// Tasks that an HTTP/2 connection may have for each stream that may be open at a time: that one, and one that was reset and has not
+/// had its turn yet. With more, the connection is not read.
+const TASKS_PER_STREAM: usize = 2;
 
 /// What one connection takes, beside what the kernel holds.
 ///
@@ -290,11 +296,14 @@ where
         let service = service_fn(move |request| {
             first_request.cancel();
             let (handler, peer) = (handler.clone(), Arc::clone(&peer));
-            // hyper polls this, and nothing before it, in the scope that the exchange belongs to.
-            async move { Ok::<_, Infallible>(answer(handler, peer, request).await) }
+            // hyper polls this, and nothing before it, in the scope that the exchange belongs to. It is some 20 KB, which are not
+            // taken before its turn has come: that of a stream that was reset may never.
+            async move { Ok::<_, Infallible>(Box::pin(answer(handler, peer, request)).await) }
         });
         let shared = Arc::new(Shared::new(place));
         let protocols = protocols(config, Streams { tasks, connection: Arc::clone(&shared) });
+        let max = TASKS_PER_STREAM * config.max_streams as usize;
+        let stream = Unhurried::new(stream, Arc::clone(&shared), max);
         let serving = async {
             let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), service));
             tokio::select! {

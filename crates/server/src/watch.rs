@@ -432,7 +432,6 @@ impl Watch {
         self.closing = None;
         if end < self.deadline {
             (self.deadline, self.at_deadline) = (end, "shutdown");
-            self.schedule_bookmark();
         }
     }
 

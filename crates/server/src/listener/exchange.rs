@@ -14,8 +14,10 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::task::AtomicWaker;
 use tokio::sync::{Notify, SetOnce};
 use tokio::task_local;
 use tokio::time::timeout;
@@ -71,7 +73,14 @@ pub(super) struct Shared {
     under_way: TaskTracker,
     /// That a request came.
     begun: Notify,
+    /// Tasks of HTTP/2 streams, those that were reset and have not had their turn yet included.
+    tasks: AtomicUsize,
+    /// Who waits for there to be fewer: the connection.
+    waiting: AtomicWaker,
 }
+
+/// One of the tasks.
+struct Task(Arc<Shared>);
 
 /// Runs the streams of one HTTP/2 connection, each in a task of its listener.
 #[derive(Clone)]
@@ -200,7 +209,25 @@ impl Shared {
     pub(super) fn new(place: Arc<Place>) -> Self {
         let under_way = TaskTracker::new();
         under_way.close();
-        Self { place, watches: AtomicUsize::new(0), retirement: SetOnce::new(), under_way, begun: Notify::new() }
+        Self {
+            place,
+            watches: AtomicUsize::new(0),
+            retirement: SetOnce::new(),
+            under_way,
+            begun: Notify::new(),
+            tasks: AtomicUsize::new(0),
+            waiting: AtomicWaker::new(),
+        }
+    }
+
+    /// Ready as long as there are fewer tasks than this.
+    pub(super) fn poll_fewer_tasks(&self, max: usize, cx: &Context<'_>) -> Poll<()> {
+        if self.tasks.load(Ordering::SeqCst) < max {
+            return Poll::Ready(());
+        }
+        self.waiting.register(cx.waker());
+        // Again, for the last of them may have ended in between.
+        if self.tasks.load(Ordering::SeqCst) < max { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Returns when no request has been under way for so long. For one caller at a time.
@@ -231,6 +258,22 @@ impl Shared {
     }
 }
 
+// === impl Task ===
+
+impl Task {
+    fn of(connection: &Arc<Shared>) -> Self {
+        connection.tasks.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(connection))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.tasks.fetch_sub(1, Ordering::SeqCst);
+        self.0.waiting.wake();
+    }
+}
+
 // === impl Streams ===
 
 impl<F> hyper::rt::Executor<F> for Streams
@@ -239,7 +282,9 @@ where
 {
     fn execute(&self, stream: F) {
         let scope = Arc::new(Scope::of_stream(Arc::clone(&self.connection)));
+        let task = Task::of(&self.connection);
         self.tasks.spawn(async move {
+            let _task = task;
             let whole = see_through(&scope, stream);
             Arc::clone(&scope).run(whole).await;
         });

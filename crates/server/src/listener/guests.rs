@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Guests at a time on a listener.
 ///
-/// Two cores shake hands with some 4,000 strangers a second, so a guest has a quarter of a second for its request in a flood of
-/// those. At 160 KiB each they are 160 MiB at the worst.
-pub const MAX_GUESTS: usize = 1024;
+/// Two cores shake hands with some 4,000 strangers a second, so a guest has an eighth of a second for its request in a flood of
+/// those. At 160 KiB each they are 80 MiB at the worst.
+pub const MAX_GUESTS: usize = 512;
 
 /// All connections of a listener.
 #[derive(Debug)]
