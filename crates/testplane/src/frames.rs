@@ -9,9 +9,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::front_proxy::Target;
 
-/// END_STREAM of DATA and HEADERS, and ACK of SETTINGS and PING.
+/// `END_STREAM` of DATA and HEADERS, and ACK of SETTINGS and PING.
 pub const END_STREAM: u8 = 1;
-/// END_HEADERS of HEADERS and CONTINUATION.
+/// `END_HEADERS` of HEADERS and CONTINUATION.
 pub const END_HEADERS: u8 = 4;
 
 /// The kind of a frame.
