@@ -475,6 +475,7 @@ async fn an_answer_that_is_taken_late_arrives_whole() {
 async fn until_told(peer: &mut Http2) -> (Option<peer::Frame>, Duration) {
     let from = Instant::now();
     loop {
+        assert!(from.elapsed() < 20 * IDLE_TIMEOUT, "it is told nothing");
         // A keep-alive comes every half a minute.
         match peer.next().await {
             Some(ping) if ping.kind == PING => peer.pong(&ping).await,
