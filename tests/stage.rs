@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use audit_stream::args::{Cli, Command};
 use audit_stream::{Config, Server};
+use audit_stream_testplane::audit_stream::AuditStream;
 use audit_stream_testplane::events::{EventBuilder, event, event_list, fresh_audit_id};
 use audit_stream_testplane::front_proxy::{
     Client, FrontProxy, Protocol, ProxiedUser, Response, Target, Watch, Windows,
@@ -39,6 +40,8 @@ const SERVER_NAME: &str = "audit-stream.audit-stream.svc";
 /// The name that webhook clients must have.
 pub const SENDER: &str = "kube-apiserver-audit";
 
+const WEBHOOK_CA: &str = "webhook-ca.crt";
+
 /// Between two looks at a condition that a peer's task brings about.
 const GLANCE: Duration = Duration::from_millis(10);
 
@@ -57,7 +60,18 @@ pub struct Stage {
     webhook_address: SocketAddr,
     stopping: CancellationToken,
     server: JoinSet<Result<()>>,
-    _directory: TempDir,
+    directory: TempDir,
+}
+
+/// The files that the server reads again when they change.
+#[derive(Debug, Clone, Copy)]
+pub enum ServingFile {
+    /// `--tls-cert-file`, for both listeners.
+    Certificate,
+    /// `--tls-private-key-file`.
+    Key,
+    /// `--webhook-client-ca-file`.
+    WebhookClientCa,
 }
 
 // === impl Stage ===
@@ -98,7 +112,7 @@ impl Stage {
             webhook_address,
             stopping,
             server,
-            _directory: directory,
+            directory,
         })
     }
 
@@ -121,8 +135,7 @@ impl Stage {
 
     /// The webhook's listener, for a client with a good certificate.
     pub fn webhook(&self) -> Target {
-        let ca = self.serving_ca.certificate_pem();
-        Target::new(self.webhook_address, ca, SERVER_NAME).identity(&self.webhook_ca.client(SENDER, &[]))
+        self.webhook_showing(&self.webhook_ca.client(SENDER, &[]))
     }
 
     /// Where the API and the webhook listen.
@@ -202,6 +215,33 @@ impl Stage {
         }
     }
 
+    /// Overwrites one of the server's files, as a Secret's volume does: with a new file under the old name.
+    pub fn write(&self, file: ServingFile, content: &str) -> Result<()> {
+        let name = match file {
+            ServingFile::Certificate => "serving.crt",
+            ServingFile::Key => "serving.key",
+            ServingFile::WebhookClientCa => WEBHOOK_CA,
+        };
+        let [new, old] = ["new", name].map(|name| self.directory.path().join(name));
+        std::fs::write(&new, content)?;
+        Ok(std::fs::rename(new, old)?)
+    }
+
+    /// Another serving certificate of the same CA.
+    pub fn new_serving_pair(&self) -> Identity {
+        self.serving_ca.server("audit-stream", &[SERVER_NAME])
+    }
+
+    /// The webhook's listener, for a client with this certificate.
+    pub fn webhook_showing(&self, identity: &Identity) -> Target {
+        Target::new(self.webhook_address, self.serving_ca.certificate_pem(), SERVER_NAME).identity(identity)
+    }
+
+    /// Begins to stop the server.
+    pub fn begin_to_stop(&self) {
+        self.stopping.cancel();
+    }
+
     /// Tells the server to stop, and waits until it has, without an error: how long that took.
     pub async fn stop(&mut self) -> Result<Duration> {
         let began = Instant::now();
@@ -214,8 +254,19 @@ impl Stage {
 
 /// The defaults, as the flags give them, but for addresses, files and the delay of a shutdown.
 fn config(directory: &Path, serving_ca: &Authority, webhook_ca: &Authority, reviewer: &Reviewer) -> Result<Config> {
+    let Command::Serve(args) = Cli::try_parse_from(command_line(directory, serving_ca, webhook_ca, reviewer)?)?.command;
+    args.into_config()
+}
+
+/// What is typed, and the files that it names.
+fn command_line(
+    directory: &Path,
+    serving_ca: &Authority,
+    webhook_ca: &Authority,
+    reviewer: &Reviewer,
+) -> Result<Vec<String>> {
     let serving = serving_ca.server("audit-stream", &[SERVER_NAME]).write(directory, "serving")?;
-    let client_ca = directory.join("webhook-ca.crt");
+    let client_ca = directory.join(WEBHOOK_CA);
     std::fs::write(&client_ca, webhook_ca.certificate_pem())?;
     let kubeconfig = reviewer.write_kubeconfig(directory)?;
     let flags = [
@@ -231,9 +282,59 @@ fn config(directory: &Path, serving_ca: &Authority, webhook_ca: &Authority, revi
         ("shutdown-delay-duration", Path::new("0s")),
     ];
     let flags = flags.map(|(name, value)| format!("--{name}={}", value.display()));
-    let words = ["audit-stream".to_owned(), "serve".to_owned()].into_iter().chain(flags);
-    let Command::Serve(args) = Cli::try_parse_from(words)?.command;
-    args.into_config()
+    Ok(["audit-stream".to_owned(), "serve".to_owned()].into_iter().chain(flags).collect())
+}
+
+/// The shipped binary instead, beside the same fakes.
+pub struct Shipped {
+    /// It.
+    pub server: AuditStream,
+    address: SocketAddr,
+    front_proxy_ca: Authority,
+    serving_ca: Authority,
+    _reviewer: Reviewer,
+    _directory: TempDir,
+}
+
+// === impl Shipped ===
+
+impl Shipped {
+    /// Starts it, and waits until it is ready.
+    pub async fn start() -> Result<Self> {
+        let [serving_ca, front_proxy_ca, webhook_ca] = ["serving", "front-proxy", "webhook"].map(Authority::new);
+        let (reviewer, directory) = (Reviewer::start().await?, TempDir::new()?);
+        reviewer.set_config_map(&AuthenticationConfig::trusting(front_proxy_ca.certificate_pem()));
+        let mut words = command_line(directory.path(), &serving_ca, &webhook_ca, &reviewer)?;
+        words.push("--logging-format=json".to_owned());
+        let server = AuditStream::spawn(&words[1..], directory.path())?;
+        let serving = async || {
+            let log = server.log();
+            let Some(line) = log.lines().find(|line| line.contains("\"serving\"")) else { return Ok(None) };
+            Ok(Some(serde_json::from_str::<Value>(line)?["address"].as_str().context("no address")?.parse()?))
+        };
+        let address = eventually("the server to serve", serving).await?;
+        let shipped = Self { server, address, front_proxy_ca, serving_ca, _reviewer: reviewer, _directory: directory };
+        let anybody = Client::connect(shipped.api()).await?;
+        eventually("readiness", async || Ok((anybody.get("/readyz", &[]).await?.status == 200).then_some(()))).await?;
+        Ok(shipped)
+    }
+
+    /// The API's listener, for a client without a certificate.
+    pub fn api(&self) -> Target {
+        Target::new(self.address, self.serving_ca.certificate_pem(), SERVER_NAME)
+    }
+
+    /// The API's listener, for the front proxy.
+    pub fn front_proxy(&self) -> Target {
+        self.api().identity(&self.front_proxy_ca.client("front-proxy-client", &[]))
+    }
+
+    /// What it has in memory.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.server.id()))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        Ok(resident.context("the system does not tell")?.parse::<u64>()? * 1024)
+    }
 }
 
 /// Waits until something that others bring about has come about.

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use arc_swap::ArcSwap;
+use prometheus_client::metrics::gauge::Gauge;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
@@ -38,27 +41,38 @@ pub enum TlsMinVersion {
     Tls13,
 }
 
+/// Nobody's client has more, and a chain of a hundred that anybody can make costs a tenth of a second to refuse.
+const MAX_INTERMEDIATES: usize = 4;
+
+/// TLS of one listener, as its files say now.
+#[derive(Debug)]
+pub struct ServerTls {
+    pair: PairFiles,
+    min_version: TlsMinVersion,
+    verifier: Arc<dyn ClientCertVerifier>,
+    current: Arc<ArcSwap<ServerConfig>>,
+    /// When the serving certificate expires, in seconds since 1970.
+    expiration: Gauge,
+}
+
+/// Who signs the webhook's clients, as its file says now.
+///
+/// It is asked in the handshake, and with each request again: a connection may be older than the CA. It hints at no CA, because
+/// kube-apiserver shows its certificate in any case.
+#[derive(Debug)]
+pub struct ClientCa {
+    file: PathBuf,
+    current: ArcSwap<Arc<dyn ClientCertVerifier>>,
+}
+
 /// The one TLS provider of the process.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// TLS of the API's listener: a client certificate is asked for, not required, and judged with each request.
-///
-/// # Errors
-/// If the pair cannot be read or does not belong together.
-pub fn api_config(pair: &PairFiles, min_version: TlsMinVersion) -> Result<ServerConfig> {
-    config(pair, min_version, Arc::new(AnyClient { algorithms: provider().signature_verification_algorithms }))
-}
-
-/// TLS of the webhook's listener: nobody gets past the handshake without a certificate of the given CA.
-///
-/// # Errors
-/// If a file cannot be read, or the pair does not belong together.
-pub fn webhook_config(pair: &PairFiles, min_version: TlsMinVersion, client_ca: &Path) -> Result<ServerConfig> {
-    let pem = std::fs::read(client_ca).with_context(|| format!("cannot read {}", client_ca.display()))?;
-    let verifier = client_verifier(&pem).with_context(|| format!("in {}", client_ca.display()))?;
-    config(pair, min_version, verifier)
+/// For the API's listener: a client certificate is asked for, not required, and judged with each request.
+pub fn any_client() -> Arc<dyn ClientCertVerifier> {
+    Arc::new(AnyClient { algorithms: provider().signature_verification_algorithms })
 }
 
 /// Checks client certificates against the CAs of a PEM bundle, extended key usage `clientAuth` included.
@@ -73,12 +87,17 @@ pub fn client_verifier(pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>> {
     Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build()?)
 }
 
-fn config(pair: &PairFiles, min: TlsMinVersion, verifier: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig> {
+/// The TLS of a pair, and its certificate.
+fn config(
+    pair: &PairFiles,
+    min: TlsMinVersion,
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<(ServerConfig, CertificateDer<'static>)> {
     let PairFiles { certificate, key } = pair;
     let chain = CertificateDer::pem_file_iter(certificate)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .with_context(|| format!("cannot read a certificate from {}", certificate.display()))?;
-    ensure!(!chain.is_empty(), "no certificate in {}", certificate.display());
+    let leaf = chain.first().cloned().with_context(|| format!("no certificate in {}", certificate.display()))?;
     let private_key = PrivateKeyDer::from_pem_file(key)
         .with_context(|| format!("cannot read a private key from {}", key.display()))?;
     let versions: &[&SupportedProtocolVersion] = match min {
@@ -93,7 +112,12 @@ fn config(pair: &PairFiles, min: TlsMinVersion, verifier: Arc<dyn ClientCertVeri
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(config)
+    Ok((config, leaf))
+}
+
+/// Seconds since 1970; 0 if that cannot be read, which is long ago.
+fn expiration(certificate: &CertificateDer<'_>) -> i64 {
+    X509Certificate::from_der(certificate).map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
 }
 
 /// The common name and the DNS names that a certificate stands for.
@@ -113,6 +137,126 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
 fn subject_name(certificate: &X509Certificate<'_>) -> Option<String> {
     let names = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
     names.last().map(str::to_owned)
+}
+
+// === impl ServerTls ===
+
+impl ServerTls {
+    /// Reads a pair. `verifier` judges clients in the handshake; `expiration` is told when the certificate expires.
+    ///
+    /// # Errors
+    /// If the pair cannot be read or does not belong together.
+    pub fn read(
+        pair: PairFiles,
+        min_version: TlsMinVersion,
+        verifier: Arc<dyn ClientCertVerifier>,
+        gauge: Gauge,
+    ) -> Result<Self> {
+        let (config, leaf) = config(&pair, min_version, Arc::clone(&verifier))?;
+        gauge.set(expiration(&leaf));
+        let current = Arc::new(ArcSwap::from_pointee(config));
+        Ok(Self { pair, min_version, verifier, current, expiration: gauge })
+    }
+
+    /// Reads the pair again, for handshakes that begin from now on. Connections go on with what theirs began with.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; then everything stays as it is.
+    pub fn read_again(&self) -> Result<()> {
+        let (config, leaf) = config(&self.pair, self.min_version, Arc::clone(&self.verifier))?;
+        self.expiration.set(expiration(&leaf));
+        self.current.store(Arc::new(config));
+        Ok(())
+    }
+
+    /// What is current, at any time.
+    pub fn current(&self) -> Arc<ArcSwap<ServerConfig>> {
+        Arc::clone(&self.current)
+    }
+}
+
+impl PairFiles {
+    /// Both.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        vec![self.certificate.clone(), self.key.clone()]
+    }
+}
+
+// === impl ClientCa ===
+
+impl ClientCa {
+    /// Reads a bundle.
+    ///
+    /// # Errors
+    /// If it cannot be read, or holds no usable certificate.
+    pub fn read(file: PathBuf) -> Result<Self> {
+        let current = ArcSwap::from_pointee(read_client_ca(&file)?);
+        Ok(Self { file, current })
+    }
+
+    /// Reads it again. From now on nobody is believed for whom it does not vouch.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; then everything stays as it is.
+    pub fn read_again(&self) -> Result<()> {
+        self.current.store(Arc::new(read_client_ca(&self.file)?));
+        Ok(())
+    }
+
+    /// Whether it vouches for who showed these certificates, the leaf first.
+    pub fn vouches_for(&self, certificates: &[CertificateDer<'_>]) -> bool {
+        let [leaf, intermediates @ ..] = certificates else { return false };
+        self.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok()
+    }
+
+    fn now(&self) -> Arc<dyn ClientCertVerifier> {
+        Arc::clone(&self.current.load())
+    }
+}
+
+fn read_client_ca(file: &Path) -> Result<Arc<dyn ClientCertVerifier>> {
+    let pem = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    client_verifier(&pem).with_context(|| format!("in {}", file.display()))
+}
+
+impl ClientCertVerifier for ClientCa {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if intermediates.len() > MAX_INTERMEDIATES {
+            return Err(CertificateError::UnknownIssuer.into());
+        }
+        self.now().verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.now().verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.now().verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.now().supported_verify_schemes()
+    }
 }
 
 /// Lets any client finish the handshake that owns the key of whatever certificate it shows. Which CA vouches for it is asked

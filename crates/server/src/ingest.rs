@@ -29,8 +29,8 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use crate::attribution::{Attribution, attribute, creates_namespace};
-use crate::certs;
-use crate::listener::Peer;
+use crate::certs::{self, ClientCa};
+use crate::listener::{Exchange, Peer};
 use crate::metrics::{IngestMetrics, count};
 use crate::rejection::IngestRejection;
 use crate::wire::{self, Body};
@@ -81,6 +81,7 @@ impl Config {
 #[derive(Debug)]
 pub struct Ingest {
     config: Config,
+    client_ca: Arc<ClientCa>,
     bus: Arc<Bus<Batch>>,
     inflight: InFlight,
     sources: Sources,
@@ -92,9 +93,11 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// An ingest that publishes to `bus` and leaves out the reviews that `own_username` asks for.
+    /// An ingest that believes those for whom `client_ca` vouches, publishes to `bus` and leaves out the reviews that
+    /// `own_username` asks for.
     pub fn new(
         config: Config,
+        client_ca: Arc<ClientCa>,
         bus: Arc<Bus<Batch>>,
         own_username: Arc<OnceLock<String>>,
         metrics: IngestMetrics,
@@ -105,6 +108,7 @@ impl Ingest {
             digests: Digests::new(metrics.clone()),
             announced: Announced::default(),
             config,
+            client_ca,
             bus,
             own_username,
             metrics,
@@ -113,8 +117,14 @@ impl Ingest {
 
     /// Answers one request of the webhook's listener.
     pub async fn handle(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+        let exchange = request.extensions().get::<Exchange>().expect("each request of a listener has one").clone();
         match self.receive(peer, request).await {
             Ok(()) => Response::new(wire::whole(Bytes::new())),
+            Err(rejection @ IngestRejection::Untrusted) => {
+                // On a fresh connection the sender can show what it has now.
+                exchange.becomes_untrusted();
+                self.refuse(peer.address, rejection)
+            }
             Err(rejection) => self.refuse(peer.address, rejection),
         }
     }
@@ -141,9 +151,17 @@ impl Ingest {
         self.publish(source, body, Instant::now())
     }
 
+    /// Who sends. The handshake has verified the certificate, but that may have been long ago, and by another CA.
+    fn sender(&self, peer: &Peer) -> Result<&str, IngestRejection> {
+        if !self.client_ca.vouches_for(&peer.certificates) {
+            return Err(IngestRejection::Untrusted);
+        }
+        self.allowed_name(peer)
+    }
+
     /// The allowed name that the sender's certificate has; of several the first that the flag lists, in whatever order the
     /// certificate has them.
-    fn sender(&self, peer: &Peer) -> Result<&str, IngestRejection> {
+    fn allowed_name(&self, peer: &Peer) -> Result<&str, IngestRejection> {
         let names = peer.certificates.first().map(certs::names).unwrap_or_default();
         let allowed = self.config.allowed_names.iter().find(|allowed| names.contains(allowed));
         allowed.map(String::as_str).ok_or(IngestRejection::Sender)

@@ -1,11 +1,13 @@
 //! Sockets: accept, TLS, HTTP/1.1 and HTTP/2, and the end of each connection.
 //!
 //! Used for both listeners. It knows who is at the other end only as the certificates that were shown, and nothing of what
-//! is asked. Every wait that a peer could stretch has a deadline, but for two: a watch that takes its time, which is cut by who
+//! is asked; whoever does tells it ([`Exchange::becomes_known`]), because strangers must not take the places of others. Every wait that a peer could stretch has a deadline, but for two: a watch that takes its time, which is cut by who
 //! gave it ([`Exchange::cut`]), and an answer over HTTP/1.1 that is taken slowly.
 
 mod exchange;
+mod guests;
 mod taken;
+mod unhurried;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -14,6 +16,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response};
@@ -27,7 +30,6 @@ use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -39,15 +41,22 @@ use crate::metrics::{ListenerMetrics, ListenerReason};
 use crate::wire::{self, Body};
 pub use exchange::{Exchange, Retirement, STREAMS_PER_CONNECTION, WATCHES_PER_CONNECTION};
 use exchange::{Scope, Shared, Streams};
+pub use guests::MAX_GUESTS;
+use guests::{Guests, Place};
 use taken::Taken;
+use unhurried::Unhurried;
 
-/// kube-apiserver gives a handshake 10 s and so do we; the headers of a request the same.
+/// kube-apiserver gives a handshake 10 s and so do we; the first request that follows it the same.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Handshakes at a time on a listener; above it, new connections wait to be accepted. Each ends within
-/// [`HANDSHAKE_TIMEOUT`], so a stranger has to open a hundred a second to keep others waiting.
-const MAX_HANDSHAKES: usize = 1024;
+/// A connection without a request under way is ended after this long, as upstream's servers end it. kube-aggregator asks every
+/// 30 s, so its own never is.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// A connection that is told to end and has nothing under way ends within this long, or is cut: its peer need do no more than
+/// answer a ping.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An HTTP/2 peer that is gone is noticed after 45 s, as upstream's own clients notice us.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -71,6 +80,10 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Connections that the kernel completes for us before they are accepted, as Go's servers have it.
 const BACKLOG: i32 = 1024;
+
+/// Tasks that an HTTP/2 connection may have for each stream that may be open at a time: that one, and one that was reset and has not
+/// had its turn yet. With more, the connection is not read.
+const TASKS_PER_STREAM: usize = 2;
 
 /// What one connection takes, beside what the kernel holds.
 ///
@@ -106,8 +119,10 @@ pub struct Peer {
 pub struct Config {
     /// The word in metrics and logs.
     pub name: &'static str,
-    /// Connections at a time that have finished their handshake. Above it, new ones are closed.
+    /// Connections at a time that are known. Beside them there are [`MAX_GUESTS`] that are not.
     pub max_connections: usize,
+    /// When one becomes known.
+    pub known_by: KnownBy,
     /// Requests at a time on one HTTP/2 connection.
     pub max_streams: u32,
     /// Requests on one HTTP/2 connection that were broken off before we came to read them. Above it the connection, which is
@@ -115,11 +130,21 @@ pub struct Config {
     pub max_resets: usize,
 }
 
+/// By what a listener's connections become known. Those that are not are guests, who make room for each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownBy {
+    /// The handshake, which lets nobody else pass.
+    Handshake,
+    /// A request of somebody who is known ([`Exchange::becomes_known`]).
+    Request,
+}
+
 /// A bound socket with its TLS configuration.
 pub struct Listener {
     /// Not yet anybody's runtime's: the listeners are served on different ones.
     tcp: std::net::TcpListener,
-    tls: TlsAcceptor,
+    /// Replaced when certificates are. A handshake takes what is there when it begins.
+    tls: Arc<ArcSwap<ServerConfig>>,
     config: Config,
     metrics: ListenerMetrics,
 }
@@ -131,12 +156,11 @@ impl Listener {
     /// If the address cannot be bound.
     pub fn bind(
         address: SocketAddr,
-        tls: ServerConfig,
+        tls: Arc<ArcSwap<ServerConfig>>,
         config: Config,
         metrics: ListenerMetrics,
     ) -> std::io::Result<Self> {
-        let tcp = bind(address)?;
-        Ok(Self { tcp, tls: TlsAcceptor::from(Arc::new(tls)), config, metrics })
+        Ok(Self { tcp: bind(address)?, tls, config, metrics })
     }
 
     /// The address bound, with the port that the system chose if none was given.
@@ -156,25 +180,13 @@ impl Listener {
     {
         let Self { tcp, tls, config, metrics } = self;
         let tcp = TcpListener::from_std(tcp).expect("the socket was made non-blocking");
-        let (handshakes, slots) = (semaphore(MAX_HANDSHAKES), semaphore(config.max_connections));
+        let guests = Guests::new(MAX_GUESTS, config.max_connections);
         let tasks = TaskTracker::new();
         let server = Server { config, handler, stop, tasks, metrics };
-        while let Some((stream, address, shaking_hands)) = accept(&tcp, &handshakes, &server.stop).await {
-            let (tls, slots, server) = (tls.clone(), Arc::clone(&slots), server.clone());
-            server.tasks.clone().spawn(async move {
-                let (metrics, listener) = (server.metrics.clone(), config.name);
-                let connection = async {
-                    let stream = handshake(stream, tls).await?;
-                    let _slot = slots.try_acquire_owned().map_err(|_| "too_many_connections")?;
-                    drop(shaking_hands);
-                    let peer = Peer { address, certificates: certificates(&stream) };
-                    server.serve_connection(stream, peer).await
-                };
-                if let Err(reason) = connection.await {
-                    debug!(listener, %address, reason, "connection refused");
-                    metrics.refused_connections.get_or_create(&ListenerReason { listener, reason }).inc();
-                }
-            });
+        while let Some((stream, address)) = accept(&tcp, &guests, &server.stop).await {
+            let (place, acceptor) = (Arc::new(guests.enter()), TlsAcceptor::from(tls.load_full()));
+            let connection = server.clone().welcome(stream, address, acceptor, place);
+            server.tasks.spawn(connection);
         }
         drop(tcp);
         server.tasks.close();
@@ -195,22 +207,16 @@ fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-fn semaphore(permits: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(permits))
-}
-
-type Accepted = (TcpStream, SocketAddr, OwnedSemaphorePermit);
-
-/// The next connection and its place among the handshakes, or `None` at the end.
-async fn accept(tcp: &TcpListener, handshakes: &Arc<Semaphore>, stop: &CancellationToken) -> Option<Accepted> {
+/// The next connection, or `None` at the end.
+async fn accept(tcp: &TcpListener, guests: &Guests, stop: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
     let next = async {
-        let place = Arc::clone(handshakes).acquire_owned().await.expect("this semaphore is never closed");
         loop {
             match tcp.accept().await {
-                Ok((stream, address)) => return (stream, address, place),
+                Ok(accepted) => return accepted,
                 Err(error) => {
-                    // Out of descriptors, or a peer that left at once: neither is a reason to stop serving.
+                    // A peer that left at once, or we are out of descriptors: neither is a reason to stop serving.
                     warn!(%error, "cannot accept a connection");
+                    guests.send_first_away();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -261,8 +267,25 @@ where
     H: Fn(Arc<Peer>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    /// All of one connection, which a newcomer may end for as long as it is a guest.
+    async fn welcome(self, stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, place: Arc<Place>) {
+        let (metrics, Config { name: listener, known_by, .. }) = (self.metrics.clone(), self.config);
+        let connection = async {
+            let stream = handshake(stream, acceptor).await?;
+            if known_by == KnownBy::Handshake && !place.becomes_known() {
+                return Err("too_many_connections");
+            }
+            let peer = Peer { address, certificates: certificates(&stream) };
+            self.serve_connection(stream, peer, Arc::clone(&place)).await
+        };
+        if let Err(reason) = place.unless_sent_away(connection).await.unwrap_or(Err("crowded_out")) {
+            debug!(listener, %address, reason, "connection refused");
+            metrics.refused_connections.get_or_create(&ListenerReason { listener, reason }).inc();
+        }
+    }
+
     /// Answers a peer's requests until one of both has enough. An error is the reason why there was no request.
-    async fn serve_connection<S>(self, stream: S, peer: Peer) -> Result<(), &'static str>
+    async fn serve_connection<S>(self, stream: S, peer: Peer, place: Arc<Place>) -> Result<(), &'static str>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -273,18 +296,21 @@ where
         let service = service_fn(move |request| {
             first_request.cancel();
             let (handler, peer) = (handler.clone(), Arc::clone(&peer));
-            // hyper polls this, and nothing before it, in the scope that the exchange belongs to.
-            async move { Ok::<_, Infallible>(answer(handler, peer, request).await) }
+            // hyper polls this, and nothing before it, in the scope that the exchange belongs to. It is some 20 KB, which are not
+            // taken before its turn has come: that of a stream that was reset may never.
+            async move { Ok::<_, Infallible>(Box::pin(answer(handler, peer, request)).await) }
         });
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::new(Shared::new(place));
         let protocols = protocols(config, Streams { tasks, connection: Arc::clone(&shared) });
+        let max = TASKS_PER_STREAM * config.max_streams as usize;
+        let stream = Unhurried::new(stream, Arc::clone(&shared), max);
         let serving = async {
             let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), service));
             tokio::select! {
                 result = connection.as_mut() => return Ok(result),
                 () = overdue(&asked) => return Err("no_request"),
                 () = stop.cancelled() => {}
-                retirement = shared.retirement() => {
+                retirement = retirement(&shared) => {
                     let reason = retirement.as_str();
                     debug!(listener = config.name, %address, reason, "connection retired");
                     metrics.retired_connections.get_or_create(&ListenerReason { listener: config.name, reason }).inc();
@@ -293,9 +319,14 @@ where
             // GOAWAY, or `Connection: close`: what is being answered is finished first. The GOAWAY names no last request before
             // the peer has seen it, so one that it meets on the way is answered too.
             connection.as_mut().graceful_shutdown();
-            Ok(connection.await)
+            tokio::select! {
+                result = connection => Ok(result),
+                // Dropped: it has nothing to answer, and its peer does not end it.
+                () = shared.idle(END_TIMEOUT) => Ok(Ok(())),
+            }
         };
-        if let Some(Err(error)) = Arc::<Scope>::default().run(serving).await.transpose()? {
+        let scope = Arc::new(Scope::of_connection(Arc::clone(&shared)));
+        if let Some(Err(error)) = scope.run(serving).await.transpose()? {
             debug!(listener = config.name, %address, %error, "connection ended");
         }
         Ok(())
@@ -308,18 +339,27 @@ where
     F: Future<Output = Response<Body>>,
 {
     let exchange = Exchange::begin();
+    let under_way = exchange.under_way();
     let headers_only = request.method() == Method::HEAD;
     request.extensions_mut().insert(exchange.clone());
     let answer = handler(peer, request).await;
     exchange.answered();
     let answer = if headers_only { without_body(answer) } else { answer };
-    answer.map(Taken::new)
+    answer.map(|body| Taken::new(body, under_way))
 }
 
 /// Returns when the first request should have come and has not. hyper looks at the first bytes without a deadline.
 async fn overdue(asked: &CancellationToken) {
-    if timeout(HEADER_TIMEOUT, asked.cancelled()).await.is_ok() {
+    if timeout(REQUEST_TIMEOUT, asked.cancelled()).await.is_ok() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// Returns when the connection should take no more requests.
+async fn retirement(shared: &Shared) -> Retirement {
+    tokio::select! {
+        retirement = shared.retirement() => retirement,
+        () = shared.idle(IDLE_TIMEOUT) => Retirement::Idle,
     }
 }
 
@@ -338,7 +378,8 @@ fn protocols(config: Config, streams: Streams) -> auto::Builder<Streams> {
     protocols
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        // hyper begins to count when the request before has been answered, so this is a deadline for idle connections: ours.
+        .header_read_timeout(None)
         .max_buf_size(MAX_HEADER_BYTES as usize);
     protocols
         .http2()

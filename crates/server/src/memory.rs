@@ -32,7 +32,7 @@ pub fn bound(config: &Config) -> [Term; TERMS] {
     let body = config.ingest.max_body_bytes;
     let batch = config.ingest.max_batch_bytes();
     let watches = config.watch.limits.watches as u64;
-    let connections = config.max_connections() as u64;
+    let connections = config.all_connections() as u64;
     let term = |name, bytes| Term { name, bytes };
     [
         // Bodies that are being received or read.

@@ -15,6 +15,7 @@ use crate::ingest::truncate::Excess;
 use crate::listener::Retirement;
 use crate::memory::Term;
 use crate::rejection::IngestRejection;
+use crate::reload::RELOADED;
 use crate::watch::ENDS;
 
 /// Content type of [`Metrics::scrape`].
@@ -27,6 +28,8 @@ pub struct Metrics {
     memory_bound: Family<Part, Gauge>,
     /// Of both listeners.
     pub listener: ListenerMetrics,
+    /// Of what is read again when it changes.
+    pub reload: ReloadMetrics,
     /// Of ingest.
     pub ingest: IngestMetrics,
     /// Of the bus.
@@ -40,10 +43,19 @@ pub struct Metrics {
 /// What became of connections.
 #[derive(Debug, Clone, Default)]
 pub struct ListenerMetrics {
-    /// Connections that never became requests, by listener (`api`, `webhook`) and reason.
+    /// Connections that never became requests, and guests who made room for newcomers, by listener (`api`, `webhook`) and reason.
     pub refused_connections: Family<ListenerReason, Counter>,
-    /// HTTP/2 connections that were told to take no more requests while they had some, by listener and reason.
+    /// Connections that were told to take no more requests, by listener and reason.
     pub retired_connections: Family<ListenerReason, Counter>,
+}
+
+/// What became of files that changed.
+#[derive(Debug, Clone, Default)]
+pub struct ReloadMetrics {
+    /// Times that files were read again, by which (see [`RELOADED`]) and outcome: `success`, `failure`.
+    pub reloads: Family<FileOutcome, Counter>,
+    /// When the certificate that is served expires, in seconds since 1970, by listener.
+    pub expiration: Family<Listener, Gauge>,
 }
 
 /// What arrived from kube-apiserver.
@@ -153,6 +165,22 @@ pub struct Code {
     pub code: u16,
 }
 
+/// A label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Listener {
+    /// Which.
+    pub listener: &'static str,
+}
+
+/// Labels of a file that was read again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FileOutcome {
+    /// Which.
+    pub file: &'static str,
+    /// A word of this program.
+    pub outcome: &'static str,
+}
+
 /// Labels of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ListenerReason {
@@ -173,14 +201,17 @@ impl Metrics {
         let mut registry = Registry::with_prefix("audit_stream");
         let (listener, ingest, bus) = (ListenerMetrics::default(), IngestMetrics::default(), BusMetrics::default());
         let (watch, access) = (WatchMetrics::default(), AccessMetrics::default());
+        let reload = ReloadMetrics::default();
         exist_from_the_start(&listener, &ingest, &watch, &access);
+        reload.exist_from_the_start();
         register_input(&mut registry, &listener, &ingest);
+        register_reload(&mut registry, &reload);
         register_bus(&mut registry, &bus);
         register_output(&mut registry, &watch, &access);
         let memory_bound = Family::default();
         let help = "What the process takes at most, by part; the sum is printed at start";
         registry.register_with_unit("memory_bound", help, Unit::Bytes, memory_bound.clone());
-        Self { registry, memory_bound, listener, ingest, bus, watch, access }
+        Self { registry, memory_bound, listener, reload, ingest, bus, watch, access }
     }
 
     /// Says what the process takes at most.
@@ -216,12 +247,13 @@ fn exist_from_the_start(
     watch: &WatchMetrics,
     access: &AccessMetrics,
 ) {
-    // The webhook's listener serves no watches.
-    for (listener, retirement) in
-        [("api", Retirement::Watches), ("api", Retirement::Stuck), ("webhook", Retirement::Stuck)]
-    {
-        let labels = ListenerReason { listener, reason: retirement.as_str() };
-        drop(listeners.retired_connections.get_or_create(&labels));
+    for listener in ["api", "webhook"] {
+        for retirement in Retirement::ALL {
+            let labels = ListenerReason { listener, reason: retirement.as_str() };
+            drop(listeners.retired_connections.get_or_create(&labels));
+        }
+        let labels = ListenerReason { listener, reason: "crowded_out" };
+        drop(listeners.refused_connections.get_or_create(&labels));
     }
     for reason in IngestRejection::REASONS {
         drop(ingest.rejected_requests.get_or_create(&Reason { reason }));
@@ -250,15 +282,44 @@ fn exist_from_the_start(
     }
 }
 
+impl ReloadMetrics {
+    /// Of a listener's serving certificate.
+    pub fn expiration_of(&self, listener: &'static str) -> Gauge {
+        self.expiration.get_or_create(&Listener { listener }).clone()
+    }
+
+    fn exist_from_the_start(&self) {
+        for file in RELOADED {
+            for outcome in ["failure", "success"] {
+                drop(self.reloads.get_or_create(&FileOutcome { file, outcome }));
+            }
+        }
+    }
+}
+
+fn register_reload(registry: &mut Registry, reload: &ReloadMetrics) {
+    registry.register(
+        "certificate_reloads",
+        "Times that certificates, keys or CAs were read again because they had changed, by file and outcome",
+        reload.reloads.clone(),
+    );
+    registry.register_with_unit(
+        "certificate_expiration_timestamp",
+        "When the certificate that is served expires, since 1970, by listener",
+        Unit::Seconds,
+        reload.expiration.clone(),
+    );
+}
+
 fn register_input(registry: &mut Registry, listener: &ListenerMetrics, ingest: &IngestMetrics) {
     registry.register(
         "refused_connections",
-        "Connections that ended before a request, by listener and reason",
+        "Connections that ended before a request, or made room for newcomers before they were known, by listener and reason",
         listener.refused_connections.clone(),
     );
     registry.register(
         "retired_connections",
-        "HTTP/2 connections that were told to take no more requests, by listener and reason",
+        "Connections that were told to take no more requests, by listener and reason",
         listener.retired_connections.clone(),
     );
     let registry = registry.sub_registry_with_prefix("ingest");

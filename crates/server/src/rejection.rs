@@ -61,6 +61,8 @@ pub enum Rejection {
     ReplayOff,
     /// A watch over a websocket.
     Upgrade,
+    /// As many connections as may be are known already.
+    TooManyConnections,
     /// As many watches as may be are open.
     TooManyWatches(Full),
     /// Told in the stream: what comes after a place is not retained, or the place was never issued.
@@ -83,6 +85,8 @@ pub enum IngestRejection {
     Path,
     /// Only POST is.
     Method,
+    /// The CAs of now do not vouch for the sender's certificate.
+    Untrusted,
     /// The sender's certificate has none of the allowed names.
     Sender,
     /// The source belongs to a sender whose certificate has another name.
@@ -168,6 +172,10 @@ impl Rejection {
                 bad_request("sinceSeconds and tailLines are turned off on this server (--replay=false)".to_owned())
             }
             Self::Upgrade => bad_request("watching over a websocket is not supported; use a plain GET".to_owned()),
+            Self::TooManyConnections => {
+                let message = "too many connections, please try again later (--max-watches)";
+                retry_later(503, "ServiceUnavailable", message)
+            }
             Self::TooManyWatches(full) => {
                 let (whose, flag) = match full {
                     Full::Server => ("", "--max-watches"),
@@ -189,9 +197,10 @@ impl Rejection {
 
 impl IngestRejection {
     /// Every word of [`Self::reason`].
-    pub const REASONS: [&str; 11] = [
+    pub const REASONS: [&str; 12] = [
         "path",
         "method",
+        "untrusted",
         "sender",
         "source_bound",
         "too_many_sources",
@@ -217,6 +226,7 @@ impl IngestRejection {
         match self {
             Self::Path => "path",
             Self::Method => "method",
+            Self::Untrusted => "untrusted",
             Self::Sender => "sender",
             Self::SourceBound => "source_bound",
             Self::TooManySources => "too_many_sources",
@@ -235,9 +245,14 @@ impl IngestRejection {
         match self {
             Self::SourceBound | Self::TooManySources | Self::ContentEncoding => Some(GapReason::Source),
             Self::BodyTooLarge(_) => Some(GapReason::Oversize),
-            Self::Path | Self::Method | Self::Sender | Self::Busy | Self::Incomplete | Self::TooSlow | Self::Late => {
-                None
-            }
+            Self::Path
+            | Self::Method
+            | Self::Untrusted
+            | Self::Sender
+            | Self::Busy
+            | Self::Incomplete
+            | Self::TooSlow
+            | Self::Late => None,
         }
     }
 
@@ -245,6 +260,11 @@ impl IngestRejection {
         match self {
             Self::Path => Status::failure(404, "NotFound", "audit events are posted to /webhook or /webhook/{source}"),
             Self::Method => Status::failure(405, "MethodNotAllowed", "audit events are sent by POST"),
+            Self::Untrusted => Status::failure(
+                401,
+                "Unauthorized",
+                "no CA in --webhook-client-ca-file vouches for the client certificate any longer",
+            ),
             Self::Sender => Status::failure(
                 403,
                 "Forbidden",
@@ -529,9 +549,9 @@ mod tests {
     fn the_metrics_words_are_the_rejections() {
         use IngestRejection::{
             BodyTooLarge, Busy, ContentEncoding, Incomplete, Late, Method, Path, Sender, SourceBound, TooManySources,
-            TooSlow,
+            TooSlow, Untrusted,
         };
-        let who = [Path, Method, Sender, SourceBound, TooManySources];
+        let who = [Path, Method, Untrusted, Sender, SourceBound, TooManySources];
         let what = [ContentEncoding, BodyTooLarge(1), Busy, Incomplete, TooSlow, Late];
         let all: [_; IngestRejection::REASONS.len()] = [&who[..], &what].concat().try_into().unwrap();
         assert_eq!(all.map(IngestRejection::reason), IngestRejection::REASONS);

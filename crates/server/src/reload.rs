@@ -1,13 +1,18 @@
 //! Files that are read again when they change: certificates, keys, CAs.
 //!
 //! They are read once a second and compared, and not watched: a Secret's volume is swapped by a symbolic link, and a network's
-//! file system announces nothing. What is done with a change is its owner's business.
+//! file system announces nothing. What is in them is their owner's business: it reads them, and says whether it can use them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use aws_lc_rs::digest::{Context, SHA256};
 use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::metrics::{FileOutcome, ReloadMetrics};
 
 /// Upstream's servers look once a minute. A few files of some kilobytes a second are nothing, and a rotation is short.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -17,6 +22,64 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub struct Files {
     paths: Vec<PathBuf>,
     seen: Option<[u8; 32]>,
+}
+
+/// Something that is made of files: which flags name them, and how it is made.
+pub struct Reload {
+    /// The word in metrics, one of [`RELOADED`].
+    file: &'static str,
+    /// For people.
+    flags: &'static str,
+    files: Files,
+    read_again: Box<dyn Fn() -> Result<()> + Send>,
+}
+
+/// Every word for what is reloaded.
+pub const RELOADED: [&str; 3] = ["serving", "webhook_client_ca", "webhook_serving"];
+
+impl Reload {
+    /// Reads files for the first time, by `read`. What that makes of them reads itself again by `read_again`.
+    ///
+    /// # Errors
+    /// If `read` fails; the message names the flags.
+    pub async fn begin<T: Send + Sync + 'static>(
+        file: &'static str,
+        flags: &'static str,
+        paths: Vec<PathBuf>,
+        read: impl FnOnce() -> Result<T>,
+        read_again: impl Fn(&T) -> Result<()> + Send + 'static,
+    ) -> Result<(Self, Arc<T>)> {
+        // Looked at before they are read, so that what changes between the two counts as a change.
+        let mut files = Files::new(paths);
+        files.changed().await;
+        let made = Arc::new(read().context(flags)?);
+        let remade = Arc::clone(&made);
+        Ok((Self { file, flags, files, read_again: Box::new(move || read_again(&remade)) }, made))
+    }
+
+    /// Reads the files again each time that they change. Where that fails, it is told once, and what was there before stays: a
+    /// pair of which one file is new and the other not yet is no pair, and is read again when the other comes. Never ends.
+    pub async fn run(mut self, metrics: ReloadMetrics) {
+        let Self { file, flags, .. } = self;
+        loop {
+            self.files.changed().await;
+            let outcome = match (self.read_again)() {
+                Ok(()) => {
+                    info!(flags, "reloaded what changed on disk");
+                    "success"
+                }
+                Err(error) => {
+                    warn!(
+                        flags,
+                        error = format!("{error:#}"),
+                        "what changed on disk cannot be used, what was there before stays"
+                    );
+                    "failure"
+                }
+            };
+            metrics.reloads.get_or_create(&FileOutcome { file, outcome }).inc();
+        }
+    }
 }
 
 impl Files {

@@ -86,6 +86,9 @@ impl Router {
     async fn answer<B>(&self, peer: &Peer, request: &Request<B>, audit_id: &str) -> Result<Response<Body>, Rejection> {
         let path = decoded(request.uri().path()).ok_or(Rejection::BrokenEscape)?;
         let user = self.authenticator.authenticate(peer, request.headers()).await?;
+        if user != User::anonymous() && !exchange(request).becomes_known() {
+            return Err(Rejection::TooManyConnections);
+        }
         match RequestPath::of(&path) {
             RequestPath::Resource(asked) => self.serve_resource(user, request, &path, &asked, audit_id).await,
             // Upstream's 500 to a bare prefix helps nobody: it is a path like any other.
@@ -108,9 +111,8 @@ impl Router {
         let (route, part) = served(path, asked).ok_or(Rejection::NotFound)?;
         check_verb(request.method(), verb, route.resource)?;
         let options = watch_options(request.headers(), query, route.resource, &part)?;
-        let exchange = request.extensions().get::<Exchange>().expect("each request of a listener has one");
         let (username, audit_id) = (user.name, audit_id.to_owned());
-        let reader = Reader { username, attributes, audit_id, exchange: exchange.clone() };
+        let reader = Reader { username, attributes, audit_id, exchange: exchange(request).clone() };
         self.watch(reader, grant, route, &options).await
     }
 
@@ -167,6 +169,10 @@ impl Router {
         }
         Ok(response)
     }
+}
+
+fn exchange<B>(request: &Request<B>) -> &Exchange {
+    request.extensions().get().expect("each request of a listener has one")
 }
 
 /// What the reviewer is asked about: the path as it was read. Selectors stay out, so that grants that are narrower than the route

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use audit_stream_bus::Bus;
 use futures::FutureExt;
-use futures::future::{BoxFuture, join};
+use futures::future::{BoxFuture, join_all, join3};
 use http::Request;
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -32,16 +32,17 @@ use crate::authn::files::TrustFiles;
 use crate::authn::tokens::Tokens;
 use crate::authn::{self, Authenticator};
 use crate::authz::{Authorizer, CacheTtl};
-use crate::certs::{self, PairFiles, TlsMinVersion};
+use crate::certs::{self, ClientCa, PairFiles, ServerTls, TlsMinVersion};
 use crate::discovery::Documents;
 use crate::health::Health;
 use crate::ingest::{self, Ingest};
-use crate::listener::{self, Exchange, Listener, Peer};
+use crate::listener::{self, Exchange, KnownBy, Listener, Peer};
 use crate::memory;
-use crate::metrics::Metrics;
+use crate::metrics::{ListenerMetrics, Metrics, ReloadMetrics};
+use crate::reload::Reload;
 use crate::review_budget::ReviewBudget;
 use crate::router::Router;
-use crate::watch::{self, Dispatcher, Watches};
+use crate::watch::{self, Closing, Dispatcher, Watches};
 
 /// Beyond the watches. HTTP/1.1 takes a connection for each, and so at the very worst does HTTP/2: a connection that is retired
 /// lives on with the last watch that it has, and has at least one.
@@ -59,6 +60,10 @@ const MAX_WEBHOOK_STREAMS: u32 = 100;
 
 /// A body that nobody waits for is read for this long.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Over this time watches are ended when the server ends, and over a third of the grace period at most: what is left of it is for
+/// connections to take the ends. 10,000 watches are 2,000 a second, each of which comes back somewhere as a request.
+const MAX_SPREAD: Duration = Duration::from_secs(5);
 
 /// Between two tries to find out who this server is to kube-apiserver.
 const SELF_REVIEW_INTERVAL: Duration = Duration::from_secs(5);
@@ -98,14 +103,19 @@ pub struct Config {
     pub watch: watch::Config,
     /// From the signal until watches are ended.
     pub shutdown_delay: Duration,
-    /// From then until the process exits whatever is still open.
+    /// From then until the process exits whatever is still open. Watches are ended in the first part of it.
     pub shutdown_grace: Duration,
 }
 
 impl Config {
-    /// Of the API's listener, at a time.
+    /// Of the API's listener, at a time, those that are known.
     pub fn max_connections(&self) -> usize {
         self.watch.limits.watches.saturating_add(SPARE_CONNECTIONS)
+    }
+
+    /// Of both listeners, at a time, those of strangers too.
+    pub fn all_connections(&self) -> usize {
+        self.max_connections().saturating_add(MAX_WEBHOOK_CONNECTIONS + 2 * listener::MAX_GUESTS)
     }
 }
 
@@ -120,7 +130,9 @@ pub struct Server {
     health: Arc<Health>,
     dispatcher: Dispatcher,
     memory: [memory::Term; memory::TERMS],
-    /// Cancelled, it ends watches and listeners.
+    /// Begun, it ends watches.
+    closing: Closing,
+    /// Cancelled, it ends everything else.
     end: CancellationToken,
     shutdown_delay: Duration,
     shutdown_grace: Duration,
@@ -135,29 +147,34 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let memory = memory::bound(&config);
         metrics.set_memory_bound(&memory);
-        let (api, webhook) = bind_listeners(&config, &metrics)?;
+        let tls = Tls::read(&config, &metrics.reload).await?;
+        let (api, webhook) = bind_listeners(&config, &tls, &metrics.listener)?;
         let authentication_client =
             client(config.authentication_kubeconfig.as_deref(), "--authentication-kubeconfig").await?;
         let authorization_client =
             client(config.authorization_kubeconfig.as_deref(), "--authorization-kubeconfig").await?;
 
-        let end = CancellationToken::new();
+        let (closing, end) = (Closing::default(), CancellationToken::new());
         let own_username = Arc::new(OnceLock::new());
         let bus = Arc::new(Bus::new(config.retain, ingest::unix_micros()));
-        let ingest = Ingest::new(config.ingest, Arc::clone(&bus), Arc::clone(&own_username), metrics.ingest.clone());
+        let (own, batches) = (Arc::clone(&own_username), Arc::clone(&bus));
+        let ingest = Ingest::new(config.ingest, tls.client_ca, batches, own, metrics.ingest.clone());
         let budget = Arc::new(ReviewBudget::new(config.review_qps));
         let ttl = config.token_cache_ttl;
         let tokens = Tokens::new(authentication_client.clone(), ttl, Arc::clone(&budget), metrics.access.clone());
         let authenticator = Arc::new(Authenticator::new(tokens));
         config.trust_files.load(&authenticator)?;
-        let upkeep = join(
+        let reloading = metrics.reload.clone();
+        let upkeep = join3(
             authn::keep_in_step(authentication_client, Arc::clone(&authenticator), config.trust_files),
             learn_own_username(authorization_client.clone(), own_username),
+            join_all(tls.reloads.map(|reload| reload.run(reloading.clone()))),
         );
         let health = Arc::new(Health::new(Arc::clone(&authenticator)));
         let cache = config.authorization_cache;
         let authorizer = Authorizer::new(authorization_client, cache, budget, metrics.access.clone());
-        let (watches, dispatcher) = Watches::new(Arc::clone(&bus), config.watch, end.clone(), metrics.watch.clone());
+        let (watches, dispatcher) =
+            Watches::new(Arc::clone(&bus), config.watch, closing.clone(), metrics.watch.clone());
         let router = Router {
             watches,
             authorizer: Arc::new(authorizer),
@@ -176,6 +193,7 @@ impl Server {
             dispatcher,
             memory,
             health,
+            closing,
             end,
             shutdown_delay: config.shutdown_delay,
             shutdown_grace: config.shutdown_grace,
@@ -196,7 +214,7 @@ impl Server {
     /// If a part of the server ends before it was told to.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let (address, webhook_address) = self.addresses()?;
-        let (health, end) = (Arc::clone(&self.health), self.end.clone());
+        let (health, closing, end) = (Arc::clone(&self.health), self.closing.clone(), self.end.clone());
         // Also where the caller drops this future: the webhook's thread would otherwise go on without it.
         let _end_with_us = end.clone().drop_guard();
         let (delay, grace, memory) = (self.shutdown_delay, self.shutdown_grace, self.memory);
@@ -215,8 +233,14 @@ impl Server {
         info!(delay_seconds = delay.as_secs_f64(), "shutting down");
         health.shut_down();
         tokio::time::sleep(delay).await;
-        end.cancel();
-        let ended = async { while parts.join_next().await.is_some() {} };
+        let ended = async {
+            let spread = MAX_SPREAD.min(grace / 3);
+            closing.begin(spread);
+            // What a connection has not taken by then is no reason to keep the others.
+            let _ = timeout(spread, closing.all_over()).await;
+            end.cancel();
+            while parts.join_next().await.is_some() {}
+        };
         if timeout(grace, ended).await.is_err() {
             warn!("the grace period is over, connections that are still open are cut");
         }
@@ -279,28 +303,66 @@ fn on_own_thread(
     })
 }
 
-fn bind_listeners(config: &Config, metrics: &Metrics) -> Result<(Listener, Listener)> {
-    let tls =
-        certs::api_config(&config.pair, config.tls_min_version).context("--tls-cert-file, --tls-private-key-file")?;
-    let webhook_tls =
-        certs::webhook_config(&config.webhook_pair, config.tls_min_version, &config.webhook_client_ca_file)
-            .context("--webhook-client-ca-file, --webhook-tls-cert-file, --webhook-tls-private-key-file")?;
+/// The TLS of both listeners, and what keeps it as its files say.
+struct Tls {
+    api: Arc<ServerTls>,
+    webhook: Arc<ServerTls>,
+    client_ca: Arc<ClientCa>,
+    reloads: [Reload; 3],
+}
+
+impl Tls {
+    async fn read(config: &Config, metrics: &ReloadMetrics) -> Result<Self> {
+        let (min, api, webhook) = (config.tls_min_version, config.pair.clone(), config.webhook_pair.clone());
+        let (reload_api, api) = Reload::begin(
+            "serving",
+            "--tls-cert-file, --tls-private-key-file",
+            api.paths(),
+            || ServerTls::read(api, min, certs::any_client(), metrics.expiration_of("api")),
+            ServerTls::read_again,
+        )
+        .await?;
+        let file = config.webhook_client_ca_file.clone();
+        let (reload_client_ca, client_ca) = Reload::begin(
+            "webhook_client_ca",
+            "--webhook-client-ca-file",
+            vec![file.clone()],
+            || ClientCa::read(file),
+            ClientCa::read_again,
+        )
+        .await?;
+        let verifier = Arc::clone(&client_ca);
+        let (reload_webhook, webhook) = Reload::begin(
+            "webhook_serving",
+            "--webhook-tls-cert-file, --webhook-tls-private-key-file",
+            webhook.paths(),
+            || ServerTls::read(webhook, min, verifier, metrics.expiration_of("webhook")),
+            ServerTls::read_again,
+        )
+        .await?;
+        Ok(Self { api, webhook, client_ca, reloads: [reload_api, reload_client_ca, reload_webhook] })
+    }
+}
+
+fn bind_listeners(config: &Config, tls: &Tls, metrics: &ListenerMetrics) -> Result<(Listener, Listener)> {
     let api_config = listener::Config {
         name: "api",
         max_connections: config.max_connections(),
+        known_by: KnownBy::Request,
         max_streams: listener::STREAMS_PER_CONNECTION,
         max_resets: MAX_RESETS,
     };
     let webhook_config = listener::Config {
         name: "webhook",
         max_connections: MAX_WEBHOOK_CONNECTIONS,
+        known_by: KnownBy::Handshake,
         max_streams: MAX_WEBHOOK_STREAMS,
         max_resets: MAX_WEBHOOK_STREAMS as usize,
     };
-    let api = Listener::bind(config.address, tls, api_config, metrics.listener.clone());
+    let api = Listener::bind(config.address, tls.api.current(), api_config, metrics.clone());
     let api = api.with_context(|| format!("--bind-address, --secure-port: cannot bind {}", config.address))?;
     let address = config.webhook_address;
-    let webhook = Listener::bind(address, webhook_tls, webhook_config, metrics.listener.clone());
+    let webhook = Listener::bind(address, tls.webhook.current(), webhook_config, metrics.clone());
     let webhook = webhook.with_context(|| format!("--webhook-bind-address, --webhook-port: cannot bind {address}"))?;
     Ok((api, webhook))
 }

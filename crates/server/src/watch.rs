@@ -4,6 +4,7 @@
 //! (`authz`) nor which bytes an event is (`class`, `frames`), and it knows no HTTP.
 
 mod class;
+mod closing;
 mod frames;
 mod gap;
 mod slots;
@@ -21,7 +22,7 @@ use audit_stream_bus::{Bus, Cursor, Lagged};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::info;
 
 use crate::authz::{Attributes, Lease, Refusal};
@@ -32,6 +33,7 @@ use crate::rejection::Rejection;
 use crate::view;
 pub use class::ClassKey;
 use class::{Classes, Loss, MEMORY, Member, Next, Tally};
+pub use closing::Closing;
 use frames::{Budget, Charge, PIECE_BYTES, Piece};
 use gap::PendingGap;
 pub use slots::{Full, Limits};
@@ -95,7 +97,7 @@ pub struct Watches {
     /// For looking through all that is retained, to find where a replay begins or to count what was missed: one watch at a
     /// time, so that it never takes more than a core from the others.
     searches: Arc<Semaphore>,
-    closing: CancellationToken,
+    closing: Closing,
     metrics: WatchMetrics,
 }
 
@@ -134,8 +136,11 @@ pub struct Watch {
     lease: Lease,
     /// Whether BOOKMARK frames may be sent.
     bookmarks: bool,
-    closing: CancellationToken,
+    /// `None` once it has begun and this watch knows.
+    closing: Option<Closing>,
     deadline: Instant,
+    /// Why the watch ends then.
+    at_deadline: &'static str,
     next_bookmark: Instant,
     gap: Option<PendingGap>,
     /// Of a frame that is larger than a piece: what was not handed over yet.
@@ -146,6 +151,7 @@ pub struct Watch {
     ending: Option<&'static str>,
     metrics: WatchMetrics,
     slot: Slot,
+    _open: TaskTrackerToken,
 }
 
 /// What a watch that attends to its ends does it for.
@@ -165,19 +171,14 @@ enum Wake {
     Bookmark,
     LeaseEnd(Refusal),
     Timeout,
-    Closing,
+    Closing(Instant),
 }
 
 // === impl Watches ===
 
 impl Watches {
-    /// Watches of what `bus` gets from now on, and what shows it to them. All end when `closing` is cancelled.
-    pub fn new(
-        bus: Arc<Bus<Batch>>,
-        config: Config,
-        closing: CancellationToken,
-        metrics: WatchMetrics,
-    ) -> (Self, Dispatcher) {
+    /// Watches of what `bus` gets from now on, and what shows it to them. `closing` ends them.
+    pub fn new(bus: Arc<Bus<Batch>>, config: Config, closing: Closing, metrics: WatchMetrics) -> (Self, Dispatcher) {
         let cursor = bus.subscribe();
         let budget = Budget::new(config.frame_bytes);
         let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, MEMORY, cursor.position()));
@@ -202,7 +203,7 @@ impl Watches {
         if options.replay.is_some() && !self.replays {
             return Err(Rejection::ReplayOff);
         }
-        if self.closing.is_cancelled() {
+        if self.closing.has_begun() {
             return Err(Rejection::ShuttingDown);
         }
         let member = self.classes.join(key);
@@ -228,8 +229,10 @@ impl Watches {
             charge: None,
             lease,
             bookmarks: options.allow_bookmarks,
-            closing: self.closing.clone(),
+            _open: self.closing.open(),
+            closing: Some(self.closing.clone()),
             deadline: now + duration(options.timeout),
+            at_deadline: "timeout",
             next_bookmark: now,
             gap: None,
             rest: Bytes::new(),
@@ -283,15 +286,13 @@ fn check_selector(key: &ClassKey) -> Result<(), Rejection> {
 /// For how long a watch goes on.
 fn duration(asked: Option<Duration>) -> Duration {
     let (shortest, longest) = DEFAULT_TIMEOUT;
-    asked.map_or_else(
-        || {
-            // A random UUID is the randomness that is at hand; spreading needs no better.
-            let spread = (longest - shortest).as_millis();
-            let random = uuid::Uuid::new_v4().as_u128() % spread;
-            shortest + Duration::from_millis(u64::try_from(random).unwrap_or(0))
-        },
-        |asked| asked.min(longest),
-    )
+    asked.map_or_else(|| shortest + random_part(longest - shortest), |asked| asked.min(longest))
+}
+
+/// Any part of a time, in milliseconds. A random UUID is the randomness that is at hand; spreading needs no better.
+fn random_part(time: Duration) -> Duration {
+    let random = uuid::Uuid::new_v4().as_u128() % time.as_millis().max(1);
+    Duration::from_millis(u64::try_from(random).unwrap_or(0))
 }
 
 // === impl Dispatcher ===
@@ -367,7 +368,7 @@ impl Watch {
                 return Some(frame);
             }
             if Instant::now() >= self.deadline {
-                self.end("timeout");
+                self.end(self.at_deadline);
                 continue;
             }
             self.attend(Until::Now).await;
@@ -410,7 +411,7 @@ impl Watch {
         let wake = tokio::select! {
             // The ends first, so that a stream of events cannot keep a watch from ending.
             biased;
-            () = self.closing.cancelled() => Wake::Closing,
+            end = closing::end_of_one(self.closing.as_ref()) => Wake::Closing(end),
             () = sleep_until(self.deadline) => Wake::Timeout,
             end = self.lease.end() => Wake::LeaseEnd(end),
             () = sleep_until(self.next_bookmark), if self.bookmarks => Wake::Bookmark,
@@ -421,8 +422,16 @@ impl Watch {
             Wake::Done(charge) => self.charge = charge,
             Wake::Bookmark => self.bookmark_is_due(),
             Wake::LeaseEnd(refusal) => self.end_of_lease(refusal),
-            Wake::Timeout => self.end("timeout"),
-            Wake::Closing => self.end("shutdown"),
+            Wake::Timeout => self.end(self.at_deadline),
+            Wake::Closing(end) => self.closes_at(end),
+        }
+    }
+
+    /// It goes on until its own end has come, so that not all come back to another server at once.
+    fn closes_at(&mut self, end: Instant) {
+        self.closing = None;
+        if end < self.deadline {
+            (self.deadline, self.at_deadline) = (end, "shutdown");
         }
     }
 

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::control_plane::https::HttpsClient;
 use crate::control_plane::{ControlPlane, SERVING_NAME, WEBHOOK_CLIENT};
 use crate::process::Process;
+use crate::process::watchdog::Watchdog;
 
 const VARIABLE: &str = "AUDIT_STREAM_BIN";
 const BINARY: &str = "audit-stream";
@@ -37,6 +38,16 @@ impl AuditStream {
     /// If there is no binary, or it does not become ready; the text says which, and quotes its log.
     pub async fn start(plane: &ControlPlane, extra_args: &[&str]) -> Result<Self> {
         Self::start_command(Command::new(find_binary()?), plane, extra_args).await
+    }
+
+    /// Starts `audit-stream` with these arguments, beside no plane, and its log in `directory`. It is not ready yet.
+    ///
+    /// # Errors
+    /// If there is no binary.
+    pub fn spawn(arguments: &[String], directory: &Path) -> Result<Self> {
+        let mut command = Command::new(find_binary()?);
+        let (log, watchdog) = (directory.join("audit-stream.log"), Watchdog::start(None)?);
+        Ok(Self { process: Process::spawn(BINARY, command.args(arguments), &log, &watchdog)? })
     }
 
     async fn start_command(mut command: Command, plane: &ControlPlane, extra_args: &[&str]) -> Result<Self> {

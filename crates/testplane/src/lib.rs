@@ -4,6 +4,7 @@ pub mod assets;
 pub mod audit_stream;
 pub mod control_plane;
 pub mod events;
+pub mod frames;
 pub mod front_proxy;
 pub mod history;
 pub mod kubectl;

@@ -12,6 +12,8 @@ use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 
 /// A certificate authority that can sign clients and servers.
 pub struct Authority {
@@ -134,6 +136,14 @@ impl Authority {
 }
 
 impl Identity {
+    /// The leaf certificate in DER.
+    ///
+    /// # Errors
+    /// If it is not PEM.
+    pub fn certificate(&self) -> anyhow::Result<Vec<u8>> {
+        Ok(CertificateDer::from_pem_slice(self.certificate_pem.as_bytes())?.to_vec())
+    }
+
     /// Writes `NAME.crt` and `NAME.key` into `directory`.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What ingest publishes, from a whole body on. What comes before is tested over sockets.
 
+use std::fs;
+
 use audit_stream_api::selector::Field;
 use audit_stream_bus::Cursor;
 use audit_stream_testplane::events::{EventBuilder, event, event_list};
@@ -7,6 +9,7 @@ use audit_stream_testplane::pki::Authority;
 use futures::FutureExt;
 use proptest::prelude::*;
 use proptest::sample::select;
+use tempfile::NamedTempFile;
 use tokio::time::advance;
 
 use super::*;
@@ -18,6 +21,8 @@ struct Room {
     ingest: Ingest,
     source: Source,
     reader: Cursor<Batch>,
+    ca: Authority,
+    ca_file: NamedTempFile,
 }
 
 impl Room {
@@ -31,9 +36,12 @@ impl Room {
         let retain = audit_stream_bus::Config { retain_bytes: 1 << 20, retain_age: Duration::MAX };
         let bus = Arc::new(Bus::new(retain, 0));
         let reader = bus.subscribe();
-        let ingest = Ingest::new(config, bus, Arc::default(), IngestMetrics::default());
+        let (ca, ca_file) = (Authority::new("webhook"), NamedTempFile::new().unwrap());
+        fs::write(&ca_file, ca.certificate_pem()).unwrap();
+        let client_ca = Arc::new(ClientCa::read(ca_file.path().to_owned()).unwrap());
+        let ingest = Ingest::new(config, client_ca, bus, Arc::default(), IngestMetrics::default());
         let source = ingest.sources.claim(None, "a").unwrap();
-        Self { ingest, source, reader }
+        Self { ingest, source, reader, ca, ca_file }
     }
 
     /// A body that is whole now.
@@ -145,7 +153,7 @@ async fn what_a_refusal_loses_for_sure_is_told_once_a_minute() {
     advance(Duration::from_secs(60)).await;
     losing.into_iter().for_each(|rejection| room.refuse(rejection));
     assert_eq!(room.published(), told);
-    for rejection in [Path, Method, Sender, Busy, Incomplete, TooSlow, Late] {
+    for rejection in [Path, Method, IngestRejection::Untrusted, Sender, Busy, Incomplete, TooSlow, Late] {
         room.refuse(rejection);
     }
     assert_eq!(room.published(), [""; 0]);
@@ -157,14 +165,51 @@ fn a_sender_is_the_first_allowed_name_that_its_certificate_has() {
     let authority = Authority::new("webhook");
     let sender = |common_name, dns_names: &[&str]| {
         let peer = peer(&authority.server(common_name, dns_names));
-        room.ingest.sender(&peer).map(str::to_owned)
+        room.ingest.allowed_name(&peer).map(str::to_owned)
     };
     assert_eq!(sender("a", &[]), Ok("a".to_owned()));
     assert_eq!(sender("c", &["d", "a"]), Ok("a".to_owned()));
     assert_eq!(sender("a", &["b"]), Ok("b".to_owned()));
     assert_eq!(sender("b", &["a"]), Ok("b".to_owned()), "a renewed certificate may have its names in another order");
     assert_eq!(sender("c", &["d"]), Err(IngestRejection::Sender));
-    assert_eq!(room.ingest.sender(&stranger()), Err(IngestRejection::Sender));
+    assert_eq!(room.ingest.allowed_name(&stranger()), Err(IngestRejection::Sender));
+}
+
+#[test]
+fn a_sender_is_believed_for_as_long_as_the_ca_of_now_vouches_for_it() {
+    let room = Room::new();
+    let (old, next) = (peer(&room.ca.client("a", &[])), Authority::new("next"));
+    let new = peer(&next.client("a", &[]));
+    let believed = || [&old, &new].map(|peer| room.ingest.sender(peer));
+    let (yes, no) = (Ok("a"), Err(IngestRejection::Untrusted));
+    assert_eq!(believed(), [yes, no]);
+    assert_eq!(room.ingest.sender(&stranger()), no);
+    // The right CA, but for serving.
+    assert_eq!(room.ingest.sender(&peer(&room.ca.server("a", &["a"]))), no);
+
+    let both = [room.ca.certificate_pem(), next.certificate_pem()].concat();
+    for (bundle, expected) in [(&*both, [yes, yes]), (next.certificate_pem(), [no, yes])] {
+        fs::write(&room.ca_file, bundle).unwrap();
+        room.ingest.client_ca.read_again().unwrap();
+        assert_eq!(believed(), expected);
+    }
+    for unusable in ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        fs::write(&room.ca_file, unusable).unwrap();
+        let error = format!("{:#}", room.ingest.client_ca.read_again().unwrap_err());
+        assert!(error.contains(&room.ca_file.path().display().to_string()), "{error}");
+        assert_eq!(believed(), [no, yes], "{unusable}");
+    }
+}
+
+#[test]
+fn a_chain_that_is_long_is_not_even_looked_at() {
+    let room = Room::new();
+    let mut sender = peer(&room.ca.client("a", &[]));
+    let more = sender.certificates[0].clone();
+    sender.certificates.extend(vec![more.clone(); 4]);
+    assert_eq!(room.ingest.sender(&sender), Ok("a"));
+    sender.certificates.push(more);
+    assert_eq!(room.ingest.sender(&sender), Err(IngestRejection::Untrusted));
 }
 
 #[test]

@@ -14,13 +14,18 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::task::AtomicWaker;
 use tokio::sync::{Notify, SetOnce};
 use tokio::task_local;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::guests::Place;
 
 /// Watches that an HTTP/2 connection takes in its whole life: 200 × 4 MiB = 800 MiB of the 1 GiB that kube-apiserver grants.
 pub const WATCHES_PER_CONNECTION: usize = 200;
@@ -52,14 +57,30 @@ pub enum Retirement {
     Watches,
     /// It had no room for an answer.
     Stuck,
+    /// It had no request under way for a while.
+    Idle,
+    /// Nobody vouches for its peer any longer.
+    Untrusted,
 }
 
-/// What the exchanges of one HTTP/2 connection share.
-#[derive(Debug, Default)]
+/// What the exchanges of one connection share.
+#[derive(Debug)]
 pub(super) struct Shared {
+    place: Arc<Place>,
     watches: AtomicUsize,
     retirement: SetOnce<Retirement>,
+    /// Has a token for each request that is not answered to its end. Closed, so that its emptiness can be waited for.
+    under_way: TaskTracker,
+    /// That a request came.
+    begun: Notify,
+    /// Tasks of HTTP/2 streams, those that were reset and have not had their turn yet included.
+    tasks: AtomicUsize,
+    /// Who waits for there to be fewer: the connection.
+    waiting: AtomicWaker,
 }
+
+/// One of the tasks.
+struct Task(Arc<Shared>);
 
 /// Runs the streams of one HTTP/2 connection, each in a task of its listener.
 #[derive(Clone)]
@@ -69,18 +90,18 @@ pub(super) struct Streams {
 }
 
 /// What is dropped when an exchange is cut: its HTTP/2 stream, or its HTTP/1.1 connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Scope {
     cut: CancellationToken,
     /// Exchanges begun: one on a stream; on a connection one after the other, so that the last is the one that goes on.
     begun: AtomicUsize,
+    connection: Arc<Shared>,
     /// `None` for a connection.
     stream: Option<Stream>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Stream {
-    connection: Arc<Shared>,
     is_watch: AtomicBool,
     /// That there is an answer, and not to a watch.
     answered: Notify,
@@ -98,7 +119,24 @@ impl Exchange {
     pub(super) fn begin() -> Self {
         let scope = SCOPE.with(Arc::clone);
         let number = scope.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        scope.connection.begun.notify_one();
         Self { scope, number }
+    }
+
+    /// Its connection has a request under way until this is dropped.
+    pub(super) fn under_way(&self) -> TaskTrackerToken {
+        self.scope.connection.under_way.token()
+    }
+
+    /// Says that it is somebody's who is known, and so is its connection from now on: no stranger takes its place. Whether
+    /// there was room for one more that is known.
+    pub fn becomes_known(&self) -> bool {
+        self.scope.connection.place.becomes_known()
+    }
+
+    /// Says that nobody vouches for its connection's peer any longer: once what is under way has been answered, it is ended.
+    pub fn becomes_untrusted(&self) {
+        self.scope.connection.retire(Retirement::Untrusted);
     }
 
     /// Ends it at once, however little its peer takes: over HTTP/2 its stream is reset (`CANCEL`) and no other is touched,
@@ -118,7 +156,8 @@ impl Exchange {
     /// One that belongs to no connection, for tests of those who hold it.
     #[cfg(test)]
     pub(crate) fn detached() -> Self {
-        let scope = Scope::default();
+        let place = Arc::new(super::guests::Guests::new(1, 1).enter());
+        let scope = Scope::of_connection(Arc::new(Shared::new(place)));
         scope.begun.store(1, Ordering::Relaxed);
         Self { scope: Arc::new(scope), number: 1 }
     }
@@ -127,7 +166,7 @@ impl Exchange {
     pub fn becomes_watch(&self) {
         let Some(stream) = &self.scope.stream else { return };
         if !stream.is_watch.swap(true, Ordering::Relaxed) {
-            stream.connection.count_watch();
+            self.scope.connection.count_watch();
         }
     }
 
@@ -151,13 +190,15 @@ impl Exchange {
 
 impl Retirement {
     /// All.
-    pub const ALL: [Self; 2] = [Self::Watches, Self::Stuck];
+    pub const ALL: [Self; 4] = [Self::Watches, Self::Stuck, Self::Idle, Self::Untrusted];
 
     /// The word in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Watches => "watches",
             Self::Stuck => "stuck",
+            Self::Idle => "idle",
+            Self::Untrusted => "untrusted",
         }
     }
 }
@@ -165,6 +206,41 @@ impl Retirement {
 // === impl Shared ===
 
 impl Shared {
+    pub(super) fn new(place: Arc<Place>) -> Self {
+        let under_way = TaskTracker::new();
+        under_way.close();
+        Self {
+            place,
+            watches: AtomicUsize::new(0),
+            retirement: SetOnce::new(),
+            under_way,
+            begun: Notify::new(),
+            tasks: AtomicUsize::new(0),
+            waiting: AtomicWaker::new(),
+        }
+    }
+
+    /// Ready as long as there are fewer tasks than this.
+    pub(super) fn poll_fewer_tasks(&self, max: usize, cx: &Context<'_>) -> Poll<()> {
+        if self.tasks.load(Ordering::SeqCst) < max {
+            return Poll::Ready(());
+        }
+        self.waiting.register(cx.waker());
+        // Again, for the last of them may have ended in between.
+        if self.tasks.load(Ordering::SeqCst) < max { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Returns when no request has been under way for so long. For one caller at a time.
+    pub(super) async fn idle(&self, time: Duration) {
+        loop {
+            self.under_way.wait().await;
+            // One that came before that is over too, and costs a turn of the loop.
+            if timeout(time, self.begun.notified()).await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Returns when the connection should take no more requests.
     pub(super) async fn retirement(&self) -> Retirement {
         *self.retirement.wait().await
@@ -176,9 +252,25 @@ impl Shared {
         }
     }
 
-    fn retire(&self, reason: Retirement) {
+    pub(super) fn retire(&self, reason: Retirement) {
         // The first reason is the one that counts.
         let _ = self.retirement.set(reason);
+    }
+}
+
+// === impl Task ===
+
+impl Task {
+    fn of(connection: &Arc<Shared>) -> Self {
+        connection.tasks.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(connection))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.tasks.fetch_sub(1, Ordering::SeqCst);
+        self.0.waiting.wake();
     }
 }
 
@@ -190,7 +282,9 @@ where
 {
     fn execute(&self, stream: F) {
         let scope = Arc::new(Scope::of_stream(Arc::clone(&self.connection)));
+        let task = Task::of(&self.connection);
         self.tasks.spawn(async move {
+            let _task = task;
             let whole = see_through(&scope, stream);
             Arc::clone(&scope).run(whole).await;
         });
@@ -201,7 +295,7 @@ where
 /// the end, so that a retired connection lives no longer than its last watch.
 async fn see_through(scope: &Scope, stream: impl Future<Output = ()>) {
     let mut stream = pin!(stream);
-    let Some(Stream { connection, answered, .. }) = &scope.stream else { return stream.await };
+    let Some(Stream { answered, .. }) = &scope.stream else { return stream.await };
     tokio::select! {
         biased;
         () = stream.as_mut() => return,
@@ -210,16 +304,19 @@ async fn see_through(scope: &Scope, stream: impl Future<Output = ()>) {
     if timeout(TAKEN_WITHIN, stream.as_mut()).await.is_ok() {
         return;
     }
-    connection.retire(Retirement::Stuck);
+    scope.connection.retire(Retirement::Stuck);
     let _ = timeout(ANSWER_TIMEOUT - TAKEN_WITHIN, stream).await;
 }
 
 // === impl Scope ===
 
 impl Scope {
+    pub(super) fn of_connection(connection: Arc<Shared>) -> Self {
+        Self { cut: CancellationToken::new(), begun: AtomicUsize::new(0), connection, stream: None }
+    }
+
     fn of_stream(connection: Arc<Shared>) -> Self {
-        let stream = Stream { connection, is_watch: AtomicBool::new(false), answered: Notify::new() };
-        Self { stream: Some(stream), ..Self::default() }
+        Self { stream: Some(Stream::default()), ..Self::of_connection(connection) }
     }
 
     /// Runs what the exchanges that begin meanwhile are dropped with; `None` if one was cut.

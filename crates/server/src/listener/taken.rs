@@ -23,6 +23,7 @@ pub(super) struct Taken {
     untaken: TaskTracker,
     /// Set when `body` has said that it is over: waits for the last of those.
     last: Option<BoxFuture<'static, ()>>,
+    _under_way: TaskTrackerToken,
 }
 
 struct Piece {
@@ -33,8 +34,9 @@ struct Piece {
 // === impl Taken ===
 
 impl Taken {
-    pub(super) fn new(body: Body) -> Self {
-        Self { body, untaken: TaskTracker::new(), last: None }
+    /// As long as it lives, its connection has a request under way.
+    pub(super) fn new(body: Body, under_way: TaskTrackerToken) -> Self {
+        Self { body, untaken: TaskTracker::new(), last: None, _under_way: under_way }
     }
 
     fn piece(&self, bytes: Bytes) -> Bytes {

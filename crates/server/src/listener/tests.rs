@@ -10,14 +10,15 @@ use http_body_util::{BodyExt, StreamBody};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_rustls::client::TlsStream;
 
 use super::*;
 use peer::{ARRIVAL, CANCEL, Ca, DATA, GOAWAY, HEADERS, MAX_STREAM, NO_ERROR, PING, Peer as Http2, RST_STREAM};
 
 /// What a stream may have at a time in these tests: more than the retirement, so that this is not what ends them.
-const CONFIG: Config = Config { name: "test", max_connections: 10, max_streams: 1000, max_resets: 1000 };
+const CONFIG: Config =
+    Config { name: "test", max_connections: 2, known_by: KnownBy::Request, max_streams: 1000, max_resets: 1000 };
 
 /// Between two looks at what another task brings about.
 const GLANCE: Duration = Duration::from_millis(5);
@@ -56,9 +57,14 @@ const LAST: usize = usize::MAX;
 
 impl Room {
     async fn open() -> Self {
+        Self::with(CONFIG).await
+    }
+
+    async fn with(config: Config) -> Self {
         let (ca, metrics, stop) = (Ca::new(), ListenerMetrics::default(), CancellationToken::new());
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = Listener::bind(address, ca.server_config(), CONFIG, metrics.clone()).unwrap();
+        let tls = Arc::new(ArcSwap::from_pointee(ca.server_config()));
+        let listener = Listener::bind(address, tls, config, metrics.clone()).unwrap();
         let address = listener.local_addr().unwrap();
         let (answers, exchanges) = Answers::new();
         let (tasks, mut served) = (TaskTracker::new(), JoinSet::new());
@@ -80,7 +86,8 @@ impl Room {
         let (config, handler, stop) = (CONFIG, handler(&self.answers), self.stop.clone());
         let server = Server { config, handler, stop, tasks: self.tasks.clone(), metrics: self.metrics.clone() };
         let peer = Peer { address: self.address, certificates: vec![] };
-        self.tasks.spawn(server.serve_connection(theirs, peer));
+        let place = Arc::new(Guests::new(1, 1).enter());
+        self.tasks.spawn(server.serve_connection(theirs, peer, place));
         Http2::greet(ours, window).await
     }
 
@@ -151,6 +158,14 @@ impl Answers {
         match head.uri.path() {
             "/plain" => Response::new(wire::whole("plain")),
             "/empty" => Response::new(wire::whole("")),
+            "/known" => {
+                let known = exchange.becomes_known();
+                Response::new(wire::whole(if known { "known" } else { "full" }))
+            }
+            "/untrusted" => {
+                exchange.becomes_untrusted();
+                Response::new(wire::whole("untrusted"))
+            }
             // An answer that does not come.
             "/never" => std::future::pending().await,
             "/long" => Response::new(wire::whole(self.piece(long))),
@@ -454,6 +469,228 @@ async fn an_answer_that_is_taken_late_arrives_whole() {
     assert_eq!(peer.until(DATA, long).await.0.flags, 1, "END_STREAM");
     assert_eq!(peer.next().await, None);
     room.until_empty().await;
+}
+
+/// Waits, answering pings, until the connection is told something else, or ends: what, and how long that took.
+async fn until_told(peer: &mut Http2) -> (Option<peer::Frame>, Duration) {
+    let from = Instant::now();
+    loop {
+        assert!(from.elapsed() < 20 * IDLE_TIMEOUT, "it is told nothing");
+        // A keep-alive comes every half a minute.
+        match peer.next().await {
+            Some(ping) if ping.kind == PING => peer.pong(&ping).await,
+            // The end of an answer.
+            Some(peer::Frame { kind: DATA, flags: 1, .. }) => {}
+            other => return (other, from.elapsed()),
+        }
+    }
+}
+
+/// Answers pings for so long, and nothing else comes.
+async fn stay(peer: &mut Http2, time: Duration) {
+    let told = timeout(time, until_told(peer)).await;
+    assert!(told.is_err(), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_request_is_ended_after_90_s() {
+    let mut room = Room::open().await;
+    let mut peer = room.http2_in_memory(WIDE).await;
+    for _ in 0..2 {
+        let plain = peer.get("/plain").await;
+        peer.until(DATA, plain).await;
+        // Each request puts it off.
+        stay(&mut peer, IDLE_TIMEOUT - Duration::from_secs(1)).await;
+    }
+    let (goaway, took) = until_told(&mut peer).await;
+    assert_eq!(goaway.unwrap().last_and_code(), (MAX_STREAM, NO_ERROR));
+    assert_eq!(took.as_secs(), 1, "{took:?}");
+    assert_eq!(room.retired(Retirement::Idle), 1);
+    // It answers the ping behind it, so there is nothing to wait for.
+    let (goaway, _) = until_told(&mut peer).await;
+    assert_eq!(goaway.unwrap().last_and_code(), (3, NO_ERROR));
+    assert_eq!(until_told(&mut peer).await.0, None);
+    for _ in 0..2 {
+        room.exchange().await;
+    }
+    room.until_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_with_a_request_under_way_is_not_idle_and_is_from_its_end_on() {
+    let room = Room::open().await;
+    let mut peer = room.http2_in_memory(WIDE).await;
+    let ticking = peer.get("/ticking").await;
+    peer.until(HEADERS, ticking).await;
+    stay(&mut peer, 10 * IDLE_TIMEOUT).await;
+    assert_eq!(room.retired(Retirement::Idle), 0);
+    room.answers.tick.send_replace(LAST);
+    let (goaway, took) = until_told(&mut peer).await;
+    assert_eq!((goaway.unwrap().kind, took.as_secs()), (GOAWAY, 90));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_take_its_leave_is_cut() {
+    let mut room = Room::open().await;
+    let mut peer = room.http2_in_memory(WIDE).await;
+    let streams = open_watches(&mut room, &mut peer, WATCHES_PER_CONNECTION).await;
+    let ping = read_retirement(&mut peer).await;
+    // It keeps quiet about that one, and answers others, for as long as it has watches.
+    sleep(END_TIMEOUT * 2).await;
+    room.answers.tick.send_replace(1);
+    read_ticks(&mut peer, &streams).await;
+    room.answers.tick.send_replace(LAST);
+    read_ticks(&mut peer, &streams).await;
+    let from = Instant::now();
+    while let Some(frame) = peer.next().await {
+        assert_eq!(frame.kind, PING);
+        assert_ne!(frame, ping);
+        peer.pong(&frame).await;
+    }
+    assert_eq!(from.elapsed().as_secs(), END_TIMEOUT.as_secs());
+    room.until_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_never_asks_is_cut_after_10_s() {
+    let room = Room::open().await;
+    let mut peer = room.http2_in_memory(WIDE).await;
+    let (end, took) = until_told(&mut peer).await;
+    assert_eq!((end, took.as_secs()), (None, REQUEST_TIMEOUT.as_secs()));
+}
+
+#[tokio::test]
+async fn a_connection_over_http_1_that_waits_between_requests_is_kept() {
+    let room = Room::open().await;
+    let (mut ours, theirs) = tokio::io::duplex(1 << 16);
+    let (handler, stop) = (handler(&room.answers), room.stop.clone());
+    let server = Server { config: CONFIG, handler, stop, tasks: room.tasks.clone(), metrics: room.metrics.clone() };
+    let peer = Peer { address: room.address, certificates: vec![] };
+    let place = Arc::new(Guests::new(1, 1).enter());
+    tokio::time::pause();
+    room.tasks.spawn(server.serve_connection(theirs, peer, place));
+    for _ in 0..3 {
+        ours.write_all(b"GET /plain HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"plain") {
+            read.push(timeout(ARRIVAL, ours.read_u8()).await.unwrap().unwrap());
+        }
+        sleep(IDLE_TIMEOUT - Duration::from_secs(1)).await;
+    }
+    let from = Instant::now();
+    assert_eq!(ours.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    assert_eq!(from.elapsed().as_secs(), 1);
+    assert_eq!(room.retired(Retirement::Idle), 1);
+}
+
+impl Room {
+    fn refused(&self, reason: &'static str) -> u64 {
+        self.metrics.refused_connections.get_or_create(&ListenerReason { listener: "test", reason }).get()
+    }
+
+    async fn until_refused(&self, reason: &'static str, count: u64) {
+        let waiting = async {
+            while self.refused(reason) < count {
+                sleep(GLANCE).await;
+            }
+        };
+        timeout(SOON, waiting).await.unwrap_or_else(|_| panic!("{} were refused: {reason}", self.refused(reason)));
+    }
+}
+
+/// What a short answer says.
+async fn ask(peer: &mut Http2, path: &str) -> String {
+    let stream = peer.get(path).await;
+    String::from_utf8(peer.until(DATA, stream).await.0.payload).unwrap()
+}
+
+#[tokio::test]
+async fn strangers_take_each_others_places_and_nobody_elses() {
+    let room = Room::open().await;
+    let mut first = room.http2(WIDE).await;
+    let mut known = room.http2(WIDE).await;
+    assert_eq!(ask(&mut known, "/known").await, "known");
+    assert_eq!(ask(&mut first, "/plain").await, "plain");
+    // Some shake no hands, some say nothing behind that: with the first one guest too many.
+    let mut strangers = Vec::new();
+    for number in 0..MAX_GUESTS {
+        strangers.push(TcpStream::connect(room.address).await.unwrap());
+        if number % 64 == 0 {
+            // In between others are answered, who come and go.
+            let mut probe = room.http2(WIDE).await;
+            assert_eq!(ask(&mut probe, "/plain").await, "plain");
+            assert_eq!(ask(&mut known, "/plain").await, "plain");
+        }
+    }
+    room.until_refused("crowded_out", 1).await;
+    assert_eq!(until_told(&mut first).await.0, None, "the first of the guests is gone");
+    assert_eq!(ask(&mut known, "/plain").await, "plain");
+}
+
+#[tokio::test]
+async fn where_nobody_more_may_be_known_the_next_stays_a_guest() {
+    let mut room = Room::open().await;
+    let mut peers = Vec::new();
+    for expected in ["known", "known", "full"] {
+        let mut peer = room.http2(WIDE).await;
+        assert_eq!(ask(&mut peer, "/known").await, expected);
+        peers.push(peer);
+    }
+    // It is told so for as long as that is so, and goes on as a guest.
+    let mut waiting = peers.pop().unwrap();
+    assert_eq!(ask(&mut waiting, "/known").await, "full");
+    drop(peers.pop());
+    // Here alone they outlive their connections, and keep their places.
+    for _ in 0..4 {
+        room.exchange().await;
+    }
+    let becoming = async {
+        while ask(&mut waiting, "/known").await == "full" {
+            sleep(GLANCE).await;
+        }
+    };
+    timeout(SOON, becoming).await.expect("a place is free again");
+}
+
+#[tokio::test]
+async fn where_the_handshake_makes_known_nobody_is_crowded_out_behind_it() {
+    let room = Room::with(Config { known_by: KnownBy::Handshake, ..CONFIG }).await;
+    let mut peers = [room.http2(WIDE).await, room.http2(WIDE).await];
+    for peer in &mut peers {
+        assert_eq!(ask(peer, "/plain").await, "plain");
+    }
+    let mut third = room.http2(WIDE).await;
+    assert_eq!(third.next().await, None);
+    room.until_refused("too_many_connections", 1).await;
+    let mut strangers = Vec::new();
+    for _ in 0..=MAX_GUESTS {
+        strangers.push(TcpStream::connect(room.address).await.unwrap());
+    }
+    room.until_refused("crowded_out", 1).await;
+    for peer in &mut peers {
+        assert_eq!(ask(peer, "/plain").await, "plain");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_peer_is_believed_no_longer_is_answered_and_ended() {
+    let room = Room::open().await;
+    let mut http2 = room.http2(WIDE).await;
+    let stream = http2.get("/untrusted").await;
+    let mut told = Vec::new();
+    while let (Some(frame), _) = until_told(&mut http2).await {
+        told.push((frame.kind, frame.stream, frame.payload));
+    }
+    told.retain(|(kind, ..)| *kind != HEADERS);
+    told.sort_by_key(|(kind, ..)| *kind);
+    assert_eq!(told[0], (DATA, stream, b"untrusted".to_vec()));
+    assert_eq!(told[1..].iter().map(|(kind, ..)| *kind).collect::<Vec<_>>(), [GOAWAY, GOAWAY]);
+    let mut http1 = room.http1().await;
+    http1.write_all(b"GET /untrusted HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    timeout(ARRIVAL, http1.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.ends_with("untrusted"), "{answer}");
+    assert_eq!(room.retired(Retirement::Untrusted), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,5 @@
 use http::StatusCode;
 use http_body_util::{BodyExt, Empty};
-use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::metrics::WatchMetrics;
@@ -95,7 +94,7 @@ struct Stage {
     router: Router,
     front_proxy: FrontProxy,
     reviewer: Arc<Reviewer>,
-    closing: CancellationToken,
+    closing: watch::Closing,
 }
 
 impl Stage {
@@ -105,7 +104,7 @@ impl Stage {
         authenticator.trust_front_proxy(front_proxy.trust(&[]));
         let retain = audit_stream_bus::Config { retain_bytes: 1 << 20, retain_age: std::time::Duration::MAX };
         let bus = Arc::new(Bus::new(retain, 1_000_000));
-        let closing = CancellationToken::new();
+        let closing = watch::Closing::default();
         let router = Router {
             health: Arc::new(Health::new(Arc::clone(&authenticator))),
             authorizer: reviewer.authorizer(),
@@ -347,7 +346,7 @@ async fn there_are_no_more_watches_than_allowed() {
 #[tokio::test]
 async fn a_server_on_its_way_out_opens_no_watch_and_answers_the_rest() {
     let stage = Stage::new();
-    stage.closing.cancel();
+    stage.closing.begin(std::time::Duration::ZERO);
     let answer = stage.ask("GET", &format!("{SHOP}?watch=1"), &[]).await;
     assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &HeaderValue::from_static("1")));
     for path in ["/apis", "/livez"] {
@@ -419,7 +418,7 @@ async fn a_replay_is_refused_where_it_is_turned_off() {
         assert_eq!(stage.status("GET", replay).await, 200, "{replay}");
     }
     let config = watch::Config { replay: false, ..ONE_WATCH };
-    let closing = CancellationToken::new();
+    let closing = watch::Closing::default();
     stage.router.watches = Watches::new(Arc::clone(&stage.router.bus), config, closing, WatchMetrics::default()).0;
     for replay in &replays {
         assert_eq!(stage.status("GET", replay).await, 400, "{replay}");

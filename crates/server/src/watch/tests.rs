@@ -22,7 +22,7 @@ struct Reading {
 struct Stage {
     bus: Arc<Bus<Batch>>,
     watches: Watches,
-    closing: CancellationToken,
+    closing: Closing,
     reviewer: Arc<Reviewer>,
     authorizer: Arc<Authorizer>,
     _dispatcher: JoinSet<()>,
@@ -37,7 +37,7 @@ impl Stage {
 
     fn retaining(retain_bytes: usize) -> Self {
         let bus = Arc::new(Bus::new(Retain { retain_bytes, retain_age: Duration::MAX }, 1_000_000));
-        let (closing, reviewer) = (CancellationToken::new(), Reviewer::new(Verdict::Allow));
+        let (closing, reviewer) = (Closing::default(), Reviewer::new(Verdict::Allow));
         let config = Config { limits: LIMITS, frame_bytes: MIN_FRAME_BYTES, replay: true };
         let (watches, dispatcher) = Watches::new(Arc::clone(&bus), config, closing.clone(), WatchMetrics::default());
         let authorizer = reviewer.authorizer();
@@ -235,11 +235,66 @@ async fn time_is_up() {
 async fn the_servers_end_is_a_clean_end() {
     let stage = Stage::new();
     let mut watch = stage.watch("").await;
-    stage.closing.cancel();
+    stage.closing.begin(Duration::ZERO);
     watch.end().await;
     assert_eq!(stage.watches.slots.open(), 1);
     drop(watch);
     assert_eq!(stage.watches.slots.open(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_servers_end_is_spread_and_until_its_own_a_watch_goes_on() {
+    const SPREAD: Duration = Duration::from_secs(5);
+    let stage = Stage::new();
+    let mut watches = Vec::new();
+    for user in ["a", "b"] {
+        for _ in 0..LIMITS.per_user {
+            let watch = stage.watch_of(user, "").await.unwrap();
+            watches.push(Reading { watch, unread: VecDeque::new() });
+        }
+    }
+    let from = Instant::now();
+    stage.closing.begin(SPREAD);
+    // A second call changes nothing.
+    stage.closing.begin(Duration::ZERO);
+    assert_eq!(stage.watch_of("c", "").await.err(), Some(Rejection::ShuttingDown));
+    stage.publish("late");
+    let mut ends = JoinSet::new();
+    for mut watch in watches {
+        ends.spawn(async move {
+            watch.frame().await;
+            watch.end().await;
+            from.elapsed()
+        });
+    }
+    stage.closing.all_over().await;
+    let mut ends = ends.join_all().await;
+    ends.sort();
+    let [first, .., last] = &*ends else { unreachable!() };
+    assert!(*last < SPREAD, "{ends:?}");
+    // That ten random ones are all in the same fifth has a probability of one in 400,000.
+    assert!(*last - *first > SPREAD / 5, "{ends:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_over_before_is_not_put_off_by_the_servers_end() {
+    let stage = Stage::new();
+    let mut watch = stage.watch("timeoutSeconds=1").await;
+    let from = Instant::now();
+    stage.closing.begin(Duration::from_secs(100_000));
+    watch.end().await;
+    assert_eq!(from.elapsed(), Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_learns_late_of_the_servers_end_is_over_as_soon_as_it_does() {
+    let stage = Stage::new();
+    let mut watch = stage.watch("").await;
+    stage.closing.begin(Duration::from_secs(5));
+    advance(Duration::from_secs(5)).await;
+    let from = Instant::now();
+    watch.end().await;
+    assert_eq!(from.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
@@ -260,7 +315,7 @@ async fn a_stream_that_never_ceases_keeps_no_watch_from_ending() {
     }
     assert!((4..=5).contains(&pieces), "{pieces}");
     stage.publish("a");
-    stage.closing.cancel();
+    stage.closing.begin(Duration::ZERO);
     closed.end().await;
 
     let stage = Stage::new();

@@ -157,6 +157,16 @@ impl Target {
         timeout(ANSWER_WITHIN, answer).await.with_context(|| format!("no answer within {ANSWER_WITHIN:?}"))?
     }
 
+    /// The certificate that the server shows now, in DER.
+    ///
+    /// # Errors
+    /// If nobody listens or the handshake fails.
+    pub async fn served_certificate(&self) -> Result<Vec<u8>> {
+        let stream = self.dial(&self.tls()?).await?;
+        let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        Ok(certificates.first().context("the server has no certificate")?.to_vec())
+    }
+
     pub(crate) fn tls(&self) -> Result<TlsConnector> {
         let alpn: &[&[u8]] = match self.protocol {
             Protocol::Http1 => &[b"http/1.1"],

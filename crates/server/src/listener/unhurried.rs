@@ -1,0 +1,75 @@
+//! A connection that is read no faster than its streams are begun and ended.
+//!
+//! A stream that its peer has reset counts no longer against what may be open at a time, but its task is there until it has had
+//! its turn. A peer that opens and resets as fast as it can write would make tens of thousands of those, one after the other. So
+//! a connection lets others have their turn when it has read a little, and where there are more tasks than there may be streams,
+//! the socket waits: a storm on one connection, even on the one that all
+//! users share, delays that connection and ends nothing.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::exchange::Shared;
+
+/// Read at a time: a thousand of the shortest requests that are opened and reset.
+const TURN_BYTES: usize = 64 * 1024;
+
+/// Reads from `io` while its connection has fewer than `max` tasks, and not more than [`TURN_BYTES`] in one turn.
+pub(super) struct Unhurried<S> {
+    io: S,
+    connection: Arc<Shared>,
+    max: usize,
+    read: usize,
+}
+
+impl<S> Unhurried<S> {
+    pub(super) fn new(io: S, connection: Arc<Shared>, max: usize) -> Self {
+        Self { io, connection, max, read: 0 }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Unhurried<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.read >= TURN_BYTES {
+            this.read = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        ready!(this.connection.poll_fewer_tasks(this.max, cx));
+        let before = buf.filled().len();
+        let result = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
+        this.read += buf.filled().len() - before;
+        Poll::Ready(result)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unhurried<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
