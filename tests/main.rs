@@ -31,6 +31,7 @@ mod real_memory;
 mod real_readers;
 mod real_restarts;
 mod real_revocation;
+mod real_rotation;
 mod real_stalled;
 mod refusals;
 mod shared_connection;
