@@ -10,6 +10,11 @@ use tokio::sync::Mutex;
 /// Held by the tests that take all cores. Next to each other they would show how slow the machine is, and nothing of the server.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
+/// Whether there is time for the repetitions: `AUDIT_STREAM_LONG=1`.
+pub fn long() -> bool {
+    std::env::var_os("AUDIT_STREAM_LONG").is_some_and(|value| value == "1")
+}
+
 mod confinement;
 mod delivery;
 mod draining;
@@ -21,6 +26,7 @@ mod matrix;
 mod openings;
 mod permission;
 mod real_api;
+mod real_clock;
 mod real_cluster;
 mod real_first_light;
 mod real_hostile;
@@ -28,6 +34,10 @@ mod real_identity;
 mod real_lifecycle;
 mod real_matrix;
 mod real_memory;
+mod real_readers;
+mod real_restarts;
+mod real_revocation;
+mod real_rotation;
 mod real_stalled;
 mod refusals;
 mod rotation;

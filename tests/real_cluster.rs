@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use audit_stream_testplane::audit_stream::AuditStream;
 use audit_stream_testplane::control_plane::{
     AuditPolicy, ControlPlane, FRONT_PROXY, Options, SERVING_NAME, WEBHOOK_CLIENT,
 };
-use audit_stream_testplane::front_proxy::{Client, FrontProxy, Protocol, Target};
+use audit_stream_testplane::front_proxy::{Client, FrontProxy, Protocol, Target, request};
 use audit_stream_testplane::kubectl::{Kubectl, Stream};
 use audit_stream_testplane::manifests;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Things arrive in the end: this long is the end.
@@ -60,10 +60,25 @@ impl Cluster {
 
     async fn start_as(audit_policy: AuditPolicy, flags: &[&str]) -> Result<Self> {
         let plane = ControlPlane::start(Options { audit_policy, ..Options::default() }).await?;
+        let mut cluster = Self::install(plane).await?;
+        cluster.serve(flags, &[]).await?;
+        Ok(cluster)
+    }
+
+    /// A control plane that has been told of audit-stream, which does not run yet.
+    pub async fn without_server() -> Result<Self> {
+        Self::install(ControlPlane::start(Options::default()).await?).await
+    }
+
+    async fn install(plane: ControlPlane) -> Result<Self> {
         manifests::apply(&plane).await?;
-        let server = AuditStream::start(&plane, flags).await?;
-        manifests::wait_until_available(&plane).await?;
-        Ok(Self { plane, server: Some(server) })
+        Ok(Self { plane, server: None })
+    }
+
+    /// Starts audit-stream, with flags and environment variables, and waits until the API is available.
+    pub async fn serve(&mut self, flags: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+        self.server = Some(AuditStream::start_under(&self.plane, flags, environment).await?);
+        manifests::wait_until_available(&self.plane).await
     }
 
     /// Whoever may do everything.
@@ -114,6 +129,29 @@ impl Cluster {
         let (role, group_flag) = (format!("--clusterrole={CLUSTER_WATCHER}"), format!("--group={group}"));
         self.plane.admin().run(&["create", "clusterrolebinding", group, &role, &group_flag]).await?.success()?;
         Ok(())
+    }
+
+    /// Lets a user read a namespace's events, by a `RoleBinding` of the user's own.
+    pub async fn allow(&self, admin: &Client, user: &str, namespace: &str) -> Result<()> {
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": { "name": user },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NAMESPACE_WATCHER },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user }],
+        });
+        let (path, headers) = (role_bindings(namespace), [("content-type", "application/json")]);
+        let answer = admin.send(request("POST", &path, &headers, binding.to_string())?).await?;
+        ensure!(answer.status == 201, "{}: {}", answer.status, answer.body);
+        Ok(())
+    }
+
+    /// Deletes that `RoleBinding`, and says when that had been answered.
+    pub async fn withdraw(&self, admin: &Client, user: &str, namespace: &str) -> Result<Instant> {
+        let path = format!("{}/{user}", role_bindings(namespace));
+        let answer = admin.send(request("DELETE", &path, &[], "")?).await?;
+        ensure!(answer.status == 200, "{}: {}", answer.status, answer.body);
+        Ok(Instant::now())
     }
 
     /// A second kube-apiserver of this cluster, which reports to the webhook what a test makes up.
@@ -169,6 +207,10 @@ impl Person {
     pub fn watch(&self, namespace: &str) -> Result<Reading> {
         self.read(&watch_path(namespace))
     }
+}
+
+fn role_bindings(namespace: &str) -> String {
+    format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings")
 }
 
 /// The path of the README.

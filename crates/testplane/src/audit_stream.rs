@@ -37,7 +37,17 @@ impl AuditStream {
     /// # Errors
     /// If there is no binary, or it does not become ready; the text says which, and quotes its log.
     pub async fn start(plane: &ControlPlane, extra_args: &[&str]) -> Result<Self> {
-        Self::start_command(Command::new(find_binary()?), plane, extra_args).await
+        Self::start_under(plane, extra_args, &[]).await
+    }
+
+    /// The same with environment variables.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_under(plane: &ControlPlane, extra_args: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
+        let mut command = Command::new(find_binary()?);
+        command.envs(environment.iter().copied());
+        Self::start_command(command, plane, extra_args).await
     }
 
     /// Starts `audit-stream` with these arguments, beside no plane, and its log in `directory`. It is not ready yet.

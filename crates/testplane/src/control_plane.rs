@@ -34,6 +34,7 @@ pub use self::ports::Ports;
 pub use self::trust::{FRONT_PROXY, SERVING_NAME, Trust, TrustFiles, WEBHOOK_CLIENT};
 use crate::assets::Assets;
 use crate::kubectl::Kubectl;
+use crate::pki::Identity;
 use crate::process::Process;
 use crate::process::watchdog::Watchdog;
 
@@ -173,7 +174,26 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Starts kube-apiserver again after [`Self::stop_apiserver`], with the same ports, store and certificates.
+    /// Ends kube-apiserver alone with SIGKILL: what it had not sent to the webhook yet is lost.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn kill_apiserver(&self) -> Result<()> {
+        self.apiserver_slot().take().context("kube-apiserver is not running")?.kill();
+        Ok(())
+    }
+
+    /// Rewrites the kubeconfig of the audit webhook: who kube-apiserver is there, and which CAs it trusts. It reads this
+    /// file when it starts, and never again.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn set_webhook_peers(&self, client: &Identity, serving_ca_pem: &str) -> Result<()> {
+        self.blueprint.write_webhook_kubeconfig(client, serving_ca_pem)
+    }
+
+    /// Starts kube-apiserver again after [`Self::stop_apiserver`] or [`Self::kill_apiserver`], with the same ports and store,
+    /// and with what its files hold now.
     ///
     /// # Errors
     /// If it runs already, or does not come up.
@@ -209,6 +229,18 @@ impl ControlPlane {
         let token = self.admin().run(&arguments).await?.success();
         let token = token.with_context(|| format!("no token for ServiceAccount {namespace}/{name}"))?;
         self.write_kubeconfig(name, Credential::Token(token.trim()))
+    }
+
+    /// The same, for a server that reaches kube-apiserver through another port of this host.
+    ///
+    /// # Errors
+    /// If there is no such `ServiceAccount`.
+    pub async fn service_account_kubeconfig_through(&self, port: u16, namespace: &str, name: &str) -> Result<PathBuf> {
+        let path = self.service_account_kubeconfig(namespace, name).await?;
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+        config["clusters"][0]["cluster"]["server"] = Value::from(format!("https://127.0.0.1:{port}"));
+        std::fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
     }
 
     fn write_kubeconfig(&self, name: &str, credential: Credential<'_>) -> Result<PathBuf> {

@@ -12,6 +12,7 @@ pub mod manifests;
 pub mod pki;
 pub mod process;
 pub mod recording;
+pub mod relay;
 pub mod reviewer;
 mod tasks;
 mod tls;

@@ -37,7 +37,8 @@ impl Blueprint {
         blueprint.kubeconfig(Credential::Certificate(&blueprint.admin)).write(&blueprint.admin_kubeconfig())?;
         let manager = blueprint.trust.cluster.client("system:kube-controller-manager", &[]);
         blueprint.kubeconfig(Credential::Certificate(&manager)).write(&blueprint.manager_kubeconfig())?;
-        blueprint.webhook_kubeconfig().write(&blueprint.webhook_kubeconfig_file())?;
+        let Trust { webhook_client, serving, .. } = &blueprint.trust;
+        blueprint.write_webhook_kubeconfig(webhook_client, serving.certificate_pem())?;
         Ok(blueprint)
     }
 
@@ -75,13 +76,15 @@ impl Blueprint {
         self.root.join("kubeconfigs/audit-webhook.kubeconfig")
     }
 
-    fn webhook_kubeconfig(&self) -> Kubeconfig<'_> {
-        Kubeconfig {
+    /// Who kube-apiserver is for the audit webhook, and which CAs it trusts there, once it starts.
+    pub(super) fn write_webhook_kubeconfig(&self, client: &Identity, serving_ca_pem: &str) -> Result<()> {
+        let kubeconfig = Kubeconfig {
             server: format!("https://127.0.0.1:{}/webhook", self.ports.webhook),
-            ca_pem: self.trust.serving.certificate_pem(),
+            ca_pem: serving_ca_pem,
             tls_server_name: Some(SERVING_NAME),
-            credential: Credential::Certificate(&self.trust.webhook_client),
-        }
+            credential: Credential::Certificate(client),
+        };
+        kubeconfig.write(&self.webhook_kubeconfig_file())
     }
 
     /// One member, no peers, no fsync: what it stores is worth nothing after the test.
