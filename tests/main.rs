@@ -17,6 +17,7 @@ mod ingest_senders;
 mod ingest_sources;
 mod permission;
 mod real_api;
+mod real_clients;
 mod real_cluster;
 mod real_first_light;
 mod real_hostile;

@@ -58,6 +58,11 @@ pub struct Stage {
     _directory: TempDir,
 }
 
+/// Whether this is `hack/test --long`, in which scenarios go on for longer, or more often.
+pub fn long() -> bool {
+    std::env::var_os("AUDIT_STREAM_LONG").is_some_and(|value| value == "1")
+}
+
 // === impl Stage ===
 
 impl Stage {
