@@ -24,6 +24,7 @@ mod real_hostile;
 mod real_lifecycle;
 mod real_memory;
 mod real_stalled;
+mod real_storm;
 mod refusals;
 mod shared_connection;
 mod stage;
