@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use audit_stream_testplane::assets::Clients;
 use audit_stream_testplane::control_plane::AuditPolicy;
 use futures::TryStreamExt;
+use futures::future::join_all;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher::{self, watcher};
@@ -50,16 +51,12 @@ async fn real_clients_read_exactly_what_happened() -> Result<()> {
 
     let mut readers = Readers::default();
     readers.start_all(&cluster, &alice, &clients).await?;
-    for reader in &mut readers.all {
-        reader.until(|reader| !reader.seen.is_empty()).await?;
-    }
+    readers.until(|reader| !reader.seen.is_empty()).await?;
     play(&bob, &mallory).await?;
 
     let ledger = cluster.ledger(|ledger| position(ledger, "last").is_some()).await?;
     let expected = between_markers(&ledger)?;
-    for reader in &mut readers.all {
-        reader.until(|reader| expected.is_subset(&reader.seen)).await?;
-    }
+    readers.until(|reader| expected.is_subset(&reader.seen)).await?;
     let ledger = cluster.plane.ledger()?;
     let recorded: Seen = ledger.iter().filter(in_shop).map(id_and_stage).collect();
     for reader in &readers.all {
@@ -208,6 +205,14 @@ impl Readers {
             let failed = read_lines(&mut child, &printed).await.err();
             let _ = printed.send(Err(failed.unwrap_or_else(|| anyhow::anyhow!("it ended")))).await;
         });
+        Ok(())
+    }
+
+    /// Waits until each has enough, and says of all of them what is wrong.
+    async fn until(&mut self, enough: impl Fn(&Reader) -> bool) -> Result<()> {
+        let results = join_all(self.all.iter_mut().map(|reader| reader.until(&enough))).await;
+        let wrong: Vec<_> = results.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
         Ok(())
     }
 
