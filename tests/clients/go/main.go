@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -25,8 +26,19 @@ import (
 
 var resource = schema.GroupVersionResource{Group: "audit.k8s.io", Version: "v1", Resource: "namespacedevents"}
 
-// Those that come back do so after this many seconds, several times in a scenario. More than client-go's "very short watch", which is one.
+// Those that come back have watches of this many seconds, several in a scenario. More than client-go's "very short watch", which is one.
 var shortWatch int64 = 5
+
+// They come back late, so that there is something to resume: kube-apiserver sends a batch every second.
+const away = 2 * time.Second
+
+// comeBack makes a short watch of what is asked for, and a late one of what resumes.
+func comeBack(options *metav1.ListOptions) {
+	options.TimeoutSeconds = &shortWatch
+	if options.ResourceVersion != "" && options.ResourceVersion != "0" {
+		time.Sleep(away)
+	}
+}
 
 func main() {
 	if len(os.Args) != 4 {
@@ -80,7 +92,7 @@ func retry(ctx context.Context, events dynamic.ResourceInterface) error {
 		return err
 	}
 	open := func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-		options.TimeoutSeconds = &shortWatch
+		comeBack(&options)
 		return events.Watch(ctx, options)
 	}
 	watcher, err := toolswatch.NewRetryWatcherWithContext(ctx, begin, &cache.ListWatch{WatchFuncWithContext: open})
@@ -123,8 +135,7 @@ func printAll(watcher watch.Interface) error {
 
 // inform is an informer, as controllers have it. Whether it begins with a list or a streaming list is client-go's choice.
 func inform(ctx context.Context, client dynamic.Interface, namespace string) error {
-	short := func(options *metav1.ListOptions) { options.TimeoutSeconds = &shortWatch }
-	informer := dynamicinformer.NewFilteredDynamicInformer(client, resource, namespace, 0, cache.Indexers{}, short).Informer()
+	informer := dynamicinformer.NewFilteredDynamicInformer(client, resource, namespace, 0, cache.Indexers{}, comeBack).Informer()
 	// The same object a second time would be an update. There are none, and one that came would be a double.
 	handlers := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(object any) { printEvent("ADDED", object.(*unstructured.Unstructured)) },

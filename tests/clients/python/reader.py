@@ -6,6 +6,7 @@ usage: reader.py custom|dynamic|list KUBECONFIG NAMESPACE
 
 import json
 import sys
+import time
 
 from kubernetes import client, config, watch
 from kubernetes.dynamic import DynamicClient
@@ -15,6 +16,9 @@ GROUP, VERSION, RESOURCE = "audit.k8s.io", "v1", "namespacedevents"
 # The library comes back by itself after this many seconds, several times in a scenario.
 SHORT_WATCH_SECONDS = 5
 
+# It comes back late, so that there is something to resume: kube-apiserver sends a batch every second.
+AWAY_SECONDS = 2
+
 
 def custom(api: client.ApiClient, namespace: str):
     """watch.Watch over CustomObjectsApi. Without bookmarks it has no place to come back to until an event came, and stops."""
@@ -23,6 +27,8 @@ def custom(api: client.ApiClient, namespace: str):
     def events(**options):
         # Given to stream() itself, a timeout would end the loop instead of the watch.
         options["timeout_seconds"] = SHORT_WATCH_SECONDS
+        if "resource_version" in options:
+            time.sleep(AWAY_SECONDS)
         return objects.list_namespaced_custom_object(GROUP, VERSION, namespace, RESOURCE, **options)
 
     # Else it guesses the type from the function's docstring, and without one keeps no resourceVersion.
@@ -50,11 +56,11 @@ def main():
     api.user_agent = f"python-{mode}"
     read = {"custom": custom, "dynamic": dynamic, "list": listing}[mode]
     for kind, event in read(api, namespace):
-        if kind == "BOOKMARK":
-            continue
         metadata = event["metadata"]
-        line = {"type": kind, "kind": event["kind"], "name": metadata["name"], "resourceVersion": metadata["resourceVersion"]}
-        print(json.dumps({**line, "auditID": event["auditID"], "stage": event["stage"]}), flush=True)
+        line = {"type": kind, "kind": event["kind"], "resourceVersion": metadata["resourceVersion"]}
+        # A bookmark has the rest not.
+        line.update(name=metadata.get("name"), auditID=event.get("auditID"), stage=event.get("stage"))
+        print(json.dumps(line), flush=True)
 
 
 main()
