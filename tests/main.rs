@@ -10,11 +10,6 @@ use tokio::sync::Mutex;
 /// Held by the tests that take all cores. Next to each other they would show how slow the machine is, and nothing of the server.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// Whether there is time for the repetitions: `AUDIT_STREAM_LONG=1`.
-pub fn long() -> bool {
-    std::env::var_os("AUDIT_STREAM_LONG").is_some_and(|value| value == "1")
-}
-
 mod confinement;
 mod delivery;
 mod draining;
@@ -27,6 +22,7 @@ mod openings;
 mod permission;
 mod real_api;
 mod real_clock;
+mod real_clients;
 mod real_cluster;
 mod real_first_light;
 mod real_hostile;
@@ -39,6 +35,7 @@ mod real_restarts;
 mod real_revocation;
 mod real_rotation;
 mod real_stalled;
+mod real_storm;
 mod refusals;
 mod rotation;
 mod shared_connection;

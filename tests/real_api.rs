@@ -59,7 +59,7 @@ async fn kubectl_finds_explains_and_reviews_the_resources() -> Result<()> {
         "{}",
         ours.stderr
     );
-    Ok(())
+    cluster.assert_no_complaint()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,7 +95,7 @@ async fn every_other_verb_gets_its_status_through_kube_apiserver() -> Result<()>
         let seen = (answer.status, &status["kind"], &status["status"], &status["code"], &status["message"]);
         assert_eq!(seen, (code, &"Status".into(), &"Failure".into(), &code.into(), &message.into()), "{method} {path}");
     }
-    Ok(())
+    cluster.assert_no_complaint()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,7 +123,7 @@ async fn headers_come_before_the_first_event_and_a_new_grant_within_15_seconds()
     assert!(!open.headers().contains_key("content-length"));
     let nothing = open.next(Duration::from_millis(500)).await;
     assert!(nothing.is_err() && open.raw().is_empty(), "{nothing:?}");
-    Ok(())
+    cluster.assert_no_complaint()
 }
 
 #[tokio::test(flavor = "multi_thread")]

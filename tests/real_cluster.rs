@@ -1,6 +1,7 @@
 //! A real control plane with audit-stream installed, and the people who use it.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ const CLUSTER_WATCHER: &str = "audit-stream-cluster-watcher";
 pub struct Cluster {
     pub plane: ControlPlane,
     pub server: Option<AuditStream>,
+    /// How long kube-apiserver's log was when audit-stream had become ready.
+    log_from: usize,
 }
 
 /// Somebody with a client certificate.
@@ -72,12 +75,13 @@ impl Cluster {
 
     async fn install(plane: ControlPlane) -> Result<Self> {
         manifests::apply(&plane).await?;
-        Ok(Self { plane, server: None })
+        Ok(Self { plane, server: None, log_from: 0 })
     }
 
     /// Starts audit-stream, with flags and environment variables, and waits until the API is available.
     pub async fn serve(&mut self, flags: &[&str], environment: &[(&str, &str)]) -> Result<()> {
         self.server = Some(AuditStream::start_under(&self.plane, flags, environment).await?);
+        self.log_from = fs::read(self.plane.aggregator_log())?.len();
         manifests::wait_until_available(&self.plane).await
     }
 
@@ -168,6 +172,15 @@ impl Cluster {
         let address = ([127, 0, 0, 1], self.plane.ports().secure).into();
         let identity = trust.front_proxy.client(FRONT_PROXY, &[]);
         FrontProxy::connect(address, trust.serving.certificate_pem(), SERVING_NAME, &identity, protocol).await
+    }
+
+    /// Asserts that kube-apiserver has had nothing to complain about us since we were ready. It looks at what is in the
+    /// log now: to be said at the end of a scenario in which nothing is broken on purpose.
+    pub fn assert_no_complaint(&self) -> Result<()> {
+        let log = fs::read(self.plane.aggregator_log())?;
+        let found = complaints(&String::from_utf8_lossy(log.get(self.log_from..).unwrap_or_default()));
+        ensure!(found.is_empty(), "kube-apiserver complains about us:\n{}", found.join("\n"));
+        Ok(())
     }
 
     /// What kube-apiserver itself recorded, waiting until `complete` says that all is there.
@@ -269,4 +282,56 @@ impl Reading {
 pub fn id_and_stage(event: &Value) -> (String, String) {
     let text = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
     (text("auditID"), text("stage"))
+}
+
+/// The warnings and errors of kube-apiserver's log that speak of us: of the APIServices, the Service, the webhook, or of
+/// OpenAPI, where it does not say whose document it is.
+fn complaints(log: &str) -> Vec<String> {
+    const OURS: [&str; 5] = ["audit.k8s.io", "audit-stream", "audit plugin", "openapi", "OpenAPI"];
+    let ours = |record: &String| OURS.iter().any(|word| record.contains(word));
+    records(log)
+        .into_iter()
+        .filter(|record| record.starts_with(['W', 'E', 'F']))
+        .filter(ours)
+        .filter(|record| is_grave(record))
+        .collect()
+}
+
+/// Not what kube-apiserver says of others, or could not know yet.
+fn is_grave(record: &str) -> bool {
+    // A client left its watch: docs/known-issues.md.
+    let left = record.contains("\"Timeout or abort while handling\"") && record.contains("watch=");
+    // It has not looked since we began to run, and so answers in our place.
+    let not_yet = record.contains("openAPI spec") && record.contains("ResponseCode: 503, Body: service unavailable");
+    !(left || not_yet)
+}
+
+/// klog's records: a line that begins with a severity and a date, and the lines that belong to it.
+fn records(log: &str) -> Vec<String> {
+    let begins = |line: &str| {
+        line.starts_with(['I', 'W', 'E', 'F']) && line.len() > 5 && line.as_bytes()[1..5].iter().all(u8::is_ascii_digit)
+    };
+    let mut records: Vec<String> = Vec::new();
+    for line in log.lines() {
+        match records.last_mut() {
+            Some(last) if !begins(line) => *last = format!("{last}\n{line}"),
+            _ => records.push(line.to_owned()),
+        }
+    }
+    records
+}
+
+#[test]
+fn complaints_are_told_from_what_others_did() {
+    let log = "E1121 12:33:43.403536   15540 remote_available_controller.go:471] \"Unhandled Error\" err=\"v1.audit.k8s.io failed\"\n\
+               W1121 12:33:43.403595   15540 handler_proxy.go:100] no RequestInfo found in the context\n\
+               E1121 12:33:43.403620   15540 controller.go:157] \"Unhandled Error\" err=<\n\
+               \tError updating APIService \"v1.audit.k8s.io\" with err: http error: ResponseCode: 500\n\
+               \u{20}> logger=\"UnhandledError\"\n\
+               I1121 12:33:43.403620   15540 controller.go:157] OpenAPI AggregationController: v1.audit.k8s.io\n\
+               E1121 12:33:48.446642   15540 wrap.go:53] \"Timeout or abort while handling\" URI=\"/apis/audit.k8s.io/v1/events?watch=true\"\n\
+               E1121 12:33:48.446642   15540 wrap.go:53] \"Timeout or abort while handling\" URI=\"/apis/audit.k8s.io/v1\"\n";
+    let found = complaints(log);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[1].contains("ResponseCode: 500"), "{found:?}");
 }

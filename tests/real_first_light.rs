@@ -74,7 +74,7 @@ async fn an_unprivileged_user_sees_their_namespace_and_nothing_else() -> Result<
         assert!(!answer.status.success());
         assert!(answer.stderr.contains("(Forbidden)"), "{}", answer.stderr);
     }
-    Ok(())
+    cluster.assert_no_complaint()
 }
 
 fn is(event: &Value, verb: &str, name: &str) -> bool {

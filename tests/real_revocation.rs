@@ -8,7 +8,6 @@ use audit_stream_testplane::relay::{Relay, Way};
 use futures::future::try_join_all;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::long;
 use crate::real_cluster::{ARRIVAL, Cluster, watch_path};
 use crate::real_readers::{End, Follower, LOAD, Load, Record};
 

@@ -25,7 +25,6 @@ const HEARD: Duration = Duration::from_secs(75);
 /// Who trusts kube-apiserver's front proxy, and client certificates: it merges its own CAs into it, and takes none away.
 const TRUST: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
 
-#[ignore = "files are read at start only"]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_serving_certificate_breaks_no_watch() -> Result<()> {
     let story = Story::begin().await?;
@@ -53,7 +52,6 @@ async fn a_new_serving_certificate_breaks_no_watch() -> Result<()> {
     end(story, 2).await
 }
 
-#[ignore = "files are read at start only"]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_ca_of_the_webhooks_clients_loses_no_event_and_lets_nobody_else_in() -> Result<()> {
     let story = Story::begin().await?;
@@ -137,7 +135,6 @@ async fn a_new_ca_of_the_front_proxy_breaks_no_watch_and_lets_nobody_else_in() -
 }
 
 /// Those who come to audit-stream themselves, past kube-apiserver.
-#[ignore = "client certificates are not believed yet"]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_client_ca_lets_its_users_in_and_then_nobody_of_the_old_one() -> Result<()> {
     let cluster = Cluster::start().await?;

@@ -74,6 +74,11 @@ pub enum ServingFile {
     WebhookClientCa,
 }
 
+/// Whether this is `hack/test --long`, in which scenarios go on for longer, or more often.
+pub fn long() -> bool {
+    std::env::var_os("AUDIT_STREAM_LONG").is_some_and(|value| value == "1")
+}
+
 // === impl Stage ===
 
 impl Stage {

@@ -1,7 +1,8 @@
-//! Finds the control plane's binaries; starts none of them.
+//! Finds the control plane's binaries, and the clients that nobody here wrote; starts none of them.
 //!
-//! `KUBEBUILDER_ASSETS`, the variable of controller-runtime's envtest, wins. Without it `hack/tools/build` of this
-//! checkout builds the pinned version once into a cache, which takes some minutes the first time, and prints where.
+//! `KUBEBUILDER_ASSETS`, the variable of controller-runtime's envtest, wins for the control plane. Without it
+//! `hack/tools/build` of this checkout builds the pinned version once into a cache, which takes some minutes the first
+//! time, and prints where. `hack/tools/clients` does the same for the clients, in half a minute.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -64,11 +65,42 @@ impl Assets {
     }
 }
 
-/// Runs `hack/tools/build`. Its progress goes to our stderr, because on a cold cache it is what one waits for.
 async fn build() -> Result<PathBuf> {
-    let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hack/tools/build");
     let advice = "install Go (hack/tools/go.mod says which) or point KUBEBUILDER_ASSETS at a directory with etcd, \
                   kube-apiserver, kube-controller-manager and kubectl";
+    run_builder("build", advice).await
+}
+
+/// Programs that are written with other people's client libraries.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    /// The program of `tests/clients/go`.
+    pub go: PathBuf,
+    /// A Python that has what `tests/clients/python` needs.
+    pub python: PathBuf,
+    /// The programs for it.
+    pub python_programs: PathBuf,
+}
+
+impl Clients {
+    /// Those of `hack/tools/clients`.
+    ///
+    /// # Errors
+    /// If the builder fails; the text says what to do.
+    pub async fn locate() -> Result<Self> {
+        let directory = run_builder("clients", "install Go, and Python 3.10 or newer with venv").await?;
+        Ok(Self {
+            go: directory.join("clients"),
+            python: directory.join("venv/bin/python"),
+            python_programs: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients/python"),
+        })
+    }
+}
+
+/// Runs a script of `hack/tools`, which prints a directory. Its progress goes to our stderr, because on a cold cache it
+/// is what one waits for.
+async fn run_builder(name: &str, advice: &str) -> Result<PathBuf> {
+    let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hack/tools").join(name);
     // Not `output()`, which would swallow what the builder says in the minutes that it takes.
     let running = Command::new(&builder).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true).spawn();
     let running = running.with_context(|| format!("{} does not run: {advice}", builder.display()))?;
@@ -76,7 +108,7 @@ async fn build() -> Result<PathBuf> {
     if !output.status.success() {
         bail!("{} failed with {}, its output is above: {advice}", builder.display(), output.status);
     }
-    let directory = String::from_utf8(output.stdout).context("hack/tools/build printed a path that is not UTF-8")?;
+    let directory = String::from_utf8(output.stdout).with_context(|| format!("hack/tools/{name} printed no UTF-8"))?;
     Ok(PathBuf::from(directory.trim()))
 }
 
