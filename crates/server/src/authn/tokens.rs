@@ -18,7 +18,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::{Opinion, Refused, User};
@@ -115,34 +115,35 @@ impl Tokens {
     async fn review(&self, token: &str, from: IpAddr) -> Result<Option<Arc<User>>, NoAnswer> {
         let key = hmac::sign(&self.key, token.as_bytes());
         let key: CacheKey = key.as_ref().try_into().expect("HMAC-SHA256 has 32 bytes");
-        let answer = async {
-            loop {
-                // One request at a time for a token holds the guard; the others wait here and share what it finds.
-                match self.cache.get_value_or_guard_async(&key).await {
-                    Ok(review) if self.fresh(&review) => return Ok(review.user),
-                    Ok(_) => drop(self.cache.remove_if(&key, |review| !self.fresh(review))),
-                    Err(guard) => {
-                        let review = self.ask(token, from).await?;
-                        // Fails only if the entry was removed meanwhile; the answer is as good.
-                        let _ = guard.insert(review.clone());
-                        return Ok(review.user);
-                    }
+        // One deadline for waiting and asking, so that an answer that does not come is counted by who asked.
+        let deadline = Instant::now() + REVIEW_TIMEOUT;
+        loop {
+            // One request at a time for a token holds the guard; the others wait here and share what it finds.
+            let found = timeout_at(deadline, self.cache.get_value_or_guard_async(&key)).await;
+            match found.map_err(|_| NoAnswer::Unknown)? {
+                Ok(review) if self.fresh(&review) => return Ok(review.user),
+                Ok(_) => drop(self.cache.remove_if(&key, |review| !self.fresh(review))),
+                Err(_) if Instant::now() >= deadline => return Err(NoAnswer::Unknown),
+                Err(guard) => {
+                    let review = self.ask(token, from, deadline).await?;
+                    // Fails only if the entry was removed meanwhile; the answer is as good.
+                    let _ = guard.insert(review.clone());
+                    return Ok(review.user);
                 }
             }
-        };
-        timeout(REVIEW_TIMEOUT, answer).await.unwrap_or(Err(NoAnswer::Unknown))
+        }
     }
 
     fn fresh(&self, review: &Review) -> bool {
         review.started.elapsed() < self.ttl
     }
 
-    async fn ask(&self, token: &str, from: IpAddr) -> Result<Review, NoAnswer> {
+    async fn ask(&self, token: &str, from: IpAddr, deadline: Instant) -> Result<Review, NoAnswer> {
         let _turn = self.budget.question(Asker::Address(from)).map_err(|_| NoAnswer::Exhausted)?;
         let started = Instant::now();
         let spec = TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() };
         let review = TokenReview { spec, ..TokenReview::default() };
-        let answer = timeout(REVIEW_TIMEOUT, self.reviews.create(&PostParams::default(), &review)).await;
+        let answer = timeout_at(deadline, self.reviews.create(&PostParams::default(), &review)).await;
         let user = match answer {
             Ok(Ok(review)) => review.status.ok_or(NoAnswer::Unknown).and_then(whose),
             // Not its text: kube-apiserver may quote what it was sent.
