@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use audit_stream_testplane::events::event_list;
 use audit_stream_testplane::front_proxy::{Client, Protocol, Watch};
 use futures::future::try_join_all;
 use tokio::task::JoinSet;
@@ -65,6 +66,10 @@ async fn readiness_goes_first_then_watches_one_by_one_and_then_the_rest() -> Res
         assert_refused(&answer, 503, &expected)
     };
     refused().await?;
+    // Nor is anything taken that only some would get: who sends it finds another server, and so do those who come back there.
+    let batch = event_list(&[crate::stage::in_namespace("shop", "too-late").build()]);
+    let answer = sender.post(batch).await?;
+    ensure!((answer.status, answer.header("retry-after")) == (503, Some("1")), "a batch: {}", answer.status);
     ensure!(admin.get("/apis/audit.k8s.io/v1").await?.status == 200, "discovery");
 
     let mut ends = vec![first];

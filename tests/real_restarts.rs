@@ -199,10 +199,14 @@ async fn the_server_begins_anew_after(ending: Ending) -> Result<()> {
             Ending::Killed => ensure!(first == Some(&End::Broken), "{name}: {ends:?}"),
         }
         ensure!(record.gaps.is_empty(), "{name}: {:?}", record.gaps);
-        // Lost is at most what the old server had accepted and not served: of its last batches.
+        // One that is terminated has served all that it accepted. Of a killed one, what it had accepted last may be lost.
+        ensure!(
+            ending == Ending::Killed || missing.is_empty(),
+            "{name}: {missing:?} are missing, and the server ended from {ended_from} to {away_from}"
+        );
         ensure!(
             missing.iter().all(|number| (ended_from.saturating_sub(40)..away_from).contains(number)),
-            "{name}: {missing:?} are missing, and the server ended between {ended_from} and {away_from}"
+            "{name}: {missing:?} are missing, and the server was killed between {ended_from} and {away_from}"
         );
         ensure_doubles_are_retries(&record, ending, ended_from).context(name)?;
     }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::real_cluster::{ARRIVAL, Cluster, watch_path};
 use crate::real_readers::{End, Follower, LOAD, Load, Record};
+use crate::stage::long;
 
 /// Nothing is delivered for longer than this after the last review that said yes.
 pub const LEASE: Duration = Duration::from_secs(20);

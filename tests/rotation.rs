@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use audit_stream_testplane::events::event_list;
-use audit_stream_testplane::front_proxy::{FrontProxy, Protocol};
+use audit_stream_testplane::front_proxy::{Client, FrontProxy, Protocol};
 use audit_stream_testplane::history::{Bookmarks, Clock, Frame, History, Scope, Sent, Transcript};
 use audit_stream_testplane::pki::{Authority, Identity};
 use audit_stream_testplane::recording::{RecordingReader, RecordingSender, Stopped};
@@ -143,6 +143,49 @@ async fn the_front_proxys_ca_is_rotated_under_load() -> Result<()> {
     // What is open is not broken: each of those was let in when it came, and is reviewed again and again.
     let history = load.judge(ROTATIONS * 20).await?;
     for transcript in &history.transcripts {
+        ensure!(transcript.sessions.len() == 1, "{} came back", transcript.reader);
+    }
+    Ok(())
+}
+
+/// How a user with this certificate is answered, on a new connection past the front proxy.
+async fn answer_to_user(stage: &Stage, identity: &Identity) -> Result<u16> {
+    let user = Client::connect(stage.api().identity(identity)).await?;
+    Ok(user.get("/apis/audit.k8s.io/v1", &[]).await?.status)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ca_of_users_is_rotated_under_load() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let (stage, clock) = (Stage::start().await?, Clock::default());
+    let webhook = sender(&stage, &clock, &stage.webhook_ca.client(SENDER, &[])).await?;
+    let proxy = stage.proxy(Protocol::Http2).await?;
+    let load = Load::begin(&stage, &proxy, webhook, &clock).await?;
+    let user = |ca: &Authority| (ca.client("alice", &["system:masters"]), ca.certificate_pem().to_owned());
+    let publish = |cas: &str| {
+        let proxys = AuthenticationConfig::trusting(stage.front_proxy_ca.certificate_pem());
+        stage.reviewer.set_config_map(&proxys.client_ca(cas));
+    };
+    let mut old = user(&stage.client_ca);
+    for number in 0..ROTATIONS {
+        let new = user(&Authority::new("clients"));
+        ensure!(answer_to_user(&stage, &new.0).await? == 401, "{number}: the new one is believed too soon");
+        publish(&(old.1.clone() + &new.1));
+        let both = async || Ok((answer_to_user(&stage, &new.0).await? == 200).then_some(()));
+        eventually("the new one to be believed", both).await?;
+        let lasting = Client::connect(stage.api().identity(&old.0)).await?;
+        ensure!(lasting.get("/apis", &[]).await?.status == 200, "{number}: the old one is refused too soon");
+        publish(&new.1);
+        let alone = async || Ok((answer_to_user(&stage, &old.0).await? == 401).then_some(()));
+        eventually("the old one to be refused", alone).await?;
+        for _ in 0..10 {
+            ensure!(answer_to_user(&stage, &old.0).await? == 401, "{number}: the old one was believed");
+            ensure!(lasting.get("/apis", &[]).await?.status == 401, "{number}: on its old connection");
+            ensure!(answer_to_user(&stage, &new.0).await? == 200, "{number}: the new one was refused");
+        }
+        old = new;
+    }
+    for transcript in &load.judge(ROTATIONS * 20).await?.transcripts {
         ensure!(transcript.sessions.len() == 1, "{} came back", transcript.reader);
     }
     Ok(())

@@ -16,7 +16,6 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join;
 use http::HeaderMap;
 use kube::Client;
 use rustls_pki_types::CertificateDer;
@@ -24,8 +23,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::error;
 
+use crate::certs::CaBundle;
 use crate::listener::Peer;
-use certificate::CaBundle;
 use files::TrustFiles;
 use front_proxy::FrontProxyTrust;
 use tokens::Tokens;
@@ -92,16 +91,12 @@ struct Trust {
     anybody: bool,
 }
 
-/// Keeps `authenticator`'s trust in step with `files` and, for what they do not say, the ConfigMap, until cancelled by being
-/// dropped.
+/// Keeps `authenticator`'s trust in step with the ConfigMap, for what `files` do not say, until cancelled by being dropped.
 pub async fn keep_in_step(client: Client, authenticator: Arc<Authenticator>, files: TrustFiles) {
-    let config_map = async {
-        if files.are_complete() {
-            return pending().await;
-        }
-        config_map::watch(client, Arc::clone(&authenticator), files.clone()).await;
-    };
-    join(config_map, files.clone().follow(Arc::clone(&authenticator))).await;
+    if files.are_complete() {
+        return pending().await;
+    }
+    config_map::watch(client, authenticator, files).await;
 }
 
 // === impl Authenticator ===
@@ -177,7 +172,7 @@ impl Trust {
         if let Opinion::User(_) | Opinion::Ambiguous = first {
             return first;
         }
-        match self.clients.as_ref().map_or(Opinion::None, |clients| clients.identify(chain)) {
+        match self.clients.as_ref().map_or(Opinion::None, |clients| certificate::identify(clients, chain)) {
             Opinion::None => first,
             second => second,
         }

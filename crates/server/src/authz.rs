@@ -15,14 +15,15 @@ use k8s_openapi::api::authorization::v1 as upstream;
 use k8s_openapi::api::authorization::v1::{SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use quick_cache::sync::Cache;
-use tokio::time::{Instant, timeout};
+use quick_cache::UnitWeighter;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::authn::User;
 use crate::metrics::{AccessMetrics, Outcome, Purpose};
 use crate::review_budget::{Asker, Exhausted, ReviewBudget, Turn};
+use crate::review_cache::{Answer, Key, REVIEW_TIMEOUT, ReviewCache};
 pub use lease::Lease;
 
 /// Members of this group may do everything, without being asked about, as upstream.
@@ -33,9 +34,6 @@ const CACHED_ANSWERS: usize = 8192;
 
 /// The longest reason of a denial that is kept and told: RBAC's are a sentence.
 const MAX_REASON_BYTES: usize = 1024;
-
-/// How long kube-apiserver may take over a review, and how long an asker waits, for the review of another asker too.
-const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,7 +109,7 @@ pub struct CacheTtl {
 #[derive(Debug)]
 pub struct Authorizer {
     reviews: Api<SubjectAccessReview>,
-    cache: Cache<CacheKey, Review>,
+    cache: ReviewCache<Denial, UnitWeighter>,
     ttl: CacheTtl,
     budget: Arc<ReviewBudget>,
     /// Of leases. Each ends by itself, with its review.
@@ -119,23 +117,17 @@ pub struct Authorizer {
     metrics: AccessMetrics,
 }
 
-/// SHA-256 of the review's spec: of one size, whatever a user name or path may be, and without their text.
-type CacheKey = [u8; 32];
-
 #[derive(Debug)]
 struct ReviewRequest {
     spec: SubjectAccessReviewSpec,
-    key: CacheKey,
+    /// SHA-256 of it.
+    key: Key,
 }
 
-/// An answer.
-#[derive(Debug, Clone)]
-struct Review {
-    /// `None`: allowed. Else why not.
-    denied: Option<Arc<str>>,
-    /// When it was asked for, which is when it was surely true.
-    started: Instant,
-}
+/// `None`: allowed. Else why not.
+type Denial = Option<Arc<str>>;
+
+type Review = Answer<Denial>;
 
 // === impl Authorizer ===
 
@@ -144,7 +136,7 @@ impl Authorizer {
     pub fn new(client: Client, ttl: CacheTtl, budget: Arc<ReviewBudget>, metrics: AccessMetrics) -> Self {
         Self {
             reviews: Api::all(client),
-            cache: Cache::new(CACHED_ANSWERS),
+            cache: ReviewCache::new(CACHED_ANSWERS, CACHED_ANSWERS as u64, UnitWeighter),
             ttl,
             budget,
             renewals: TaskTracker::new(),
@@ -162,42 +154,36 @@ impl Authorizer {
         }
         let request = Arc::new(ReviewRequest::new(user, attributes));
         let review = self.review(&request, Duration::MAX, For::Question(&user.name)).await?;
-        let started = review.allowed()?;
+        let started = allowed(review)?;
         Ok(Grant { reviewed: Some((request, started)) })
     }
 
     /// An answer that is younger than `max_age` and than the cache's limit for its kind.
+    ///
+    /// Who finds no room leaves the review to the next who waits for it: a lease is not refused with a question.
     async fn review(&self, request: &ReviewRequest, max_age: Duration, purpose: For<'_>) -> Result<Review, Refusal> {
-        let answer = async {
-            loop {
-                // One asker at a time for a key holds the guard; the others wait here and share what it finds. If it finds
-                // nothing out, or no room, the next of them tries: a lease is not refused with a question.
-                match self.cache.get_value_or_guard_async(&request.key).await {
-                    Ok(review) if self.fresh(&review, max_age) => return Ok(review),
-                    Ok(_) => drop(self.cache.remove_if(&request.key, |review| !self.fresh(review, max_age))),
-                    Err(guard) => {
-                        let _turn = self.turn(purpose).await?;
-                        let review = self.ask(&request.spec).await?;
-                        // Fails only if the entry was removed meanwhile; the answer is as good.
-                        let _ = guard.insert(review.clone());
-                        return Ok(review);
-                    }
-                }
-            }
+        let deadline = Instant::now() + REVIEW_TIMEOUT;
+        let ask = async {
+            let _turn = self.turn(purpose, deadline).await?;
+            self.ask(&request.spec, deadline).await
         };
-        timeout(REVIEW_TIMEOUT, answer).await.unwrap_or(Err(Refusal::Unknown))
+        let fresh = |review: &Review| self.fresh(review, max_age);
+        self.cache.answer(&request.key, fresh, deadline, Refusal::Unknown, ask).await
     }
 
     fn fresh(&self, review: &Review, max_age: Duration) -> bool {
-        let ttl = if review.denied.is_none() { self.ttl.authorized } else { self.ttl.unauthorized };
+        let ttl = if review.value.is_none() { self.ttl.authorized } else { self.ttl.unauthorized };
         review.started.elapsed() < ttl.min(max_age)
     }
 
-    /// Room for a review. A lease that finds none is one whose review is not answered.
-    async fn turn(&self, purpose: For<'_>) -> Result<Turn<'_>, Refusal> {
+    /// Room for a review. A lease that finds none in time is one whose review is not answered.
+    async fn turn(&self, purpose: For<'_>, deadline: Instant) -> Result<Turn<'_>, Refusal> {
         let (turn, purpose, refusal) = match purpose {
             For::Question(user) => (self.budget.question(Asker::User(user)), Purpose::QUESTION, Refusal::Busy),
-            For::Lease => (self.budget.lease().await, Purpose::LEASE, Refusal::Unknown),
+            For::Lease => {
+                let turn = timeout_at(deadline, self.budget.lease()).await;
+                (turn.unwrap_or(Err(Exhausted)), Purpose::LEASE, Refusal::Unknown)
+            }
         };
         turn.map_err(|Exhausted| {
             self.metrics.turned_away.get_or_create(&purpose).inc();
@@ -205,10 +191,10 @@ impl Authorizer {
         })
     }
 
-    async fn ask(&self, spec: &SubjectAccessReviewSpec) -> Result<Review, Refusal> {
+    async fn ask(&self, spec: &SubjectAccessReviewSpec, deadline: Instant) -> Result<Review, Refusal> {
         let started = Instant::now();
         let review = SubjectAccessReview { spec: spec.clone(), ..SubjectAccessReview::default() };
-        let answer = timeout(REVIEW_TIMEOUT, self.reviews.create(&PostParams::default(), &review)).await;
+        let answer = timeout_at(deadline, self.reviews.create(&PostParams::default(), &review)).await;
         let status = match answer {
             Ok(Ok(review)) => review.status,
             Ok(Err(error)) => {
@@ -229,15 +215,13 @@ impl Authorizer {
         let status = status.ok_or(Refusal::Unknown)?;
         let reason = status.reason.as_deref().unwrap_or_default();
         let reason = &reason[..reason.floor_char_boundary(MAX_REASON_BYTES)];
-        Ok(Review { denied: (outcome == "denied").then(|| reason.into()), started })
+        Ok(Answer { value: (outcome == "denied").then(|| reason.into()), started })
     }
 }
 
-impl Review {
-    /// When it was asked for, if the answer was yes.
-    fn allowed(self) -> Result<Instant, Refusal> {
-        self.denied.map_or(Ok(self.started), |reason| Err(Refusal::Denied(reason.to_string())))
-    }
+/// When it was asked for, if the answer was yes.
+fn allowed(review: Review) -> Result<Instant, Refusal> {
+    review.value.map_or(Ok(review.started), |reason| Err(Refusal::Denied(reason.to_string())))
 }
 
 impl ReviewRequest {

@@ -62,7 +62,14 @@ pub struct ServerTls {
 #[derive(Debug)]
 pub struct ClientCa {
     file: PathBuf,
-    current: ArcSwap<Arc<dyn ClientCertVerifier>>,
+    current: ArcSwap<CaBundle>,
+}
+
+/// The CAs of a PEM bundle, as judges of client certificates.
+#[derive(Debug)]
+pub struct CaBundle {
+    verifier: Arc<dyn ClientCertVerifier>,
+    certificates: Vec<CertificateDer<'static>>,
 }
 
 /// The one TLS provider of the process.
@@ -73,18 +80,6 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// For the API's listener: a client certificate is asked for, not required, and judged with each request.
 pub fn any_client() -> Arc<dyn ClientCertVerifier> {
     Arc::new(AnyClient { algorithms: provider().signature_verification_algorithms })
-}
-
-/// Checks client certificates against the CAs of a PEM bundle, extended key usage `clientAuth` included.
-///
-/// # Errors
-/// If the bundle holds no usable certificate.
-pub fn client_verifier(pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>> {
-    let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().context("not PEM")?;
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(certificates);
-    ensure!(added > 0, "no certificate of a CA in it");
-    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build()?)
 }
 
 /// The TLS of a pair, and its certificate.
@@ -190,7 +185,7 @@ impl ClientCa {
     /// # Errors
     /// If it cannot be read, or holds no usable certificate.
     pub fn read(file: PathBuf) -> Result<Self> {
-        let current = ArcSwap::from_pointee(read_client_ca(&file)?);
+        let current = ArcSwap::from_pointee(CaBundle::read(&file)?);
         Ok(Self { file, current })
     }
 
@@ -199,24 +194,63 @@ impl ClientCa {
     /// # Errors
     /// As [`Self::read`]; then everything stays as it is.
     pub fn read_again(&self) -> Result<()> {
-        self.current.store(Arc::new(read_client_ca(&self.file)?));
+        self.current.store(Arc::new(CaBundle::read(&self.file)?));
         Ok(())
     }
 
-    /// Whether it vouches for who showed these certificates, the leaf first.
-    pub fn vouches_for(&self, certificates: &[CertificateDer<'_>]) -> bool {
-        let [leaf, intermediates @ ..] = certificates else { return false };
-        self.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok()
-    }
-
-    fn now(&self) -> Arc<dyn ClientCertVerifier> {
-        Arc::clone(&self.current.load())
+    /// Whether it vouches now for who showed these certificates, the leaf first.
+    pub fn vouches_for(&self, chain: &[CertificateDer<'_>]) -> bool {
+        self.current.load().vouches_for(chain)
     }
 }
 
-fn read_client_ca(file: &Path) -> Result<Arc<dyn ClientCertVerifier>> {
-    let pem = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    client_verifier(&pem).with_context(|| format!("in {}", file.display()))
+// === impl CaBundle ===
+
+impl CaBundle {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or holds no usable certificate; the message names it.
+    pub fn read(file: &Path) -> Result<Self> {
+        let pem = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        Self::parse(&pem).with_context(|| format!("in {}", file.display()))
+    }
+
+    /// Reads a PEM bundle.
+    ///
+    /// # Errors
+    /// If it holds no usable certificate.
+    pub fn parse(pem: &[u8]) -> Result<Self> {
+        let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().context("not PEM")?;
+        let mut roots = RootCertStore::empty();
+        let (added, _) = roots.add_parsable_certificates(certificates.iter().cloned());
+        ensure!(added > 0, "no certificate of a CA in it");
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
+        Ok(Self { verifier, certificates })
+    }
+
+    /// Whether one of them vouches now for the first certificate of a chain, as a client's: extended key usage `clientAuth`.
+    pub fn vouches_for(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let [leaf, intermediates @ ..] = chain else { return false };
+        self.verify(leaf, intermediates, UnixTime::now()).is_ok()
+    }
+
+    /// Whether a certificate is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.certificates.iter().any(|certificate| other.certificates.contains(certificate))
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if intermediates.len() > MAX_INTERMEDIATES {
+            return Err(CertificateError::UnknownIssuer.into());
+        }
+        self.verifier.verify_client_cert(leaf, intermediates, now)
+    }
 }
 
 impl ClientCertVerifier for ClientCa {
@@ -230,10 +264,7 @@ impl ClientCertVerifier for ClientCa {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        if intermediates.len() > MAX_INTERMEDIATES {
-            return Err(CertificateError::UnknownIssuer.into());
-        }
-        self.now().verify_client_cert(end_entity, intermediates, now)
+        self.current.load().verify(end_entity, intermediates, now)
     }
 
     fn verify_tls12_signature(
@@ -242,7 +273,7 @@ impl ClientCertVerifier for ClientCa {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.now().verify_tls12_signature(message, certificate, signature)
+        self.current.load().verifier.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -251,11 +282,11 @@ impl ClientCertVerifier for ClientCa {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.now().verify_tls13_signature(message, certificate, signature)
+        self.current.load().verifier.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.now().supported_verify_schemes()
+        self.current.load().verifier.supported_verify_schemes()
     }
 }
 

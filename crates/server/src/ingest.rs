@@ -26,6 +26,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::attribution::{Attribution, attribute, creates_namespace};
@@ -83,6 +84,8 @@ pub struct Ingest {
     config: Config,
     client_ca: Arc<ClientCa>,
     bus: Arc<Bus<Batch>>,
+    /// Cancelled, nothing is taken any more.
+    closed: CancellationToken,
     inflight: InFlight,
     sources: Sources,
     digests: Digests,
@@ -94,11 +97,12 @@ pub struct Ingest {
 
 impl Ingest {
     /// An ingest that believes those for whom `client_ca` vouches, publishes to `bus` and leaves out the reviews that
-    /// `own_username` asks for.
+    /// `own_username` asks for, until `closed` is cancelled.
     pub fn new(
         config: Config,
         client_ca: Arc<ClientCa>,
         bus: Arc<Bus<Batch>>,
+        closed: CancellationToken,
         own_username: Arc<OnceLock<String>>,
         metrics: IngestMetrics,
     ) -> Self {
@@ -110,6 +114,7 @@ impl Ingest {
             config,
             client_ca,
             bus,
+            closed,
             own_username,
             metrics,
         }
@@ -148,6 +153,10 @@ impl Ingest {
         let _reservation = self.inflight.reserve(expected).ok_or(IngestRejection::Busy)?;
         let body = timeout(BODY_TIMEOUT, self.read(request.into_body(), expected));
         let body = body.await.unwrap_or(Err(IngestRejection::TooSlow))?;
+        // Some of the watches are over already. The sender will find another server, and that one readers who go on.
+        if self.closed.is_cancelled() {
+            return Err(IngestRejection::ShuttingDown);
+        }
         self.publish(source, body, Instant::now())
     }
 

@@ -20,6 +20,7 @@ pub mod authn;
 pub mod authz;
 pub mod negotiation;
 pub mod review_budget;
+pub mod review_cache;
 pub mod router;
 pub mod watch;
 pub mod wire;

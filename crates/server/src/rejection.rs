@@ -105,7 +105,11 @@ pub enum IngestRejection {
     TooSlow,
     /// The batch could not be published in time.
     Late,
+    /// The server ends.
+    ShuttingDown,
 }
+
+const SHUTTING_DOWN: &str = "audit-stream is shutting down";
 
 /// How long a client is told to stay away: long enough to matter, short enough not to hurt.
 const RETRY_AFTER_SECONDS: u32 = 1;
@@ -190,14 +194,14 @@ impl Rejection {
                 Status::failure(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
             }
             Self::Stalled => Status::failure(410, "Expired", "the watch took nothing for 30 seconds and is over"),
-            Self::ShuttingDown => retry_later(503, "ServiceUnavailable", "audit-stream is shutting down"),
+            Self::ShuttingDown => retry_later(503, "ServiceUnavailable", SHUTTING_DOWN),
         }
     }
 }
 
 impl IngestRejection {
     /// Every word of [`Self::reason`].
-    pub const REASONS: [&str; 12] = [
+    pub const REASONS: [&str; 13] = [
         "path",
         "method",
         "untrusted",
@@ -210,6 +214,7 @@ impl IngestRejection {
         "incomplete",
         "too_slow",
         "late",
+        "shutting_down",
     ];
 
     /// As an answer.
@@ -236,6 +241,7 @@ impl IngestRejection {
             Self::Incomplete => "incomplete",
             Self::TooSlow => "too_slow",
             Self::Late => "late",
+            Self::ShuttingDown => "shutting_down",
         }
     }
 
@@ -252,7 +258,8 @@ impl IngestRejection {
             | Self::Busy
             | Self::Incomplete
             | Self::TooSlow
-            | Self::Late => None,
+            | Self::Late
+            | Self::ShuttingDown => None,
         }
     }
 
@@ -297,6 +304,7 @@ impl IngestRejection {
             Self::Incomplete => bad_request("the body ended before its declared length".to_owned()),
             Self::TooSlow => retry_later(408, "Timeout", "the body did not arrive in time"),
             Self::Late => retry_later(503, "ServiceUnavailable", "the batch could not be published in time"),
+            Self::ShuttingDown => retry_later(503, "ServiceUnavailable", SHUTTING_DOWN),
         }
     }
 }
@@ -548,18 +556,18 @@ mod tests {
     #[test]
     fn the_metrics_words_are_the_rejections() {
         use IngestRejection::{
-            BodyTooLarge, Busy, ContentEncoding, Incomplete, Late, Method, Path, Sender, SourceBound, TooManySources,
-            TooSlow, Untrusted,
+            BodyTooLarge, Busy, ContentEncoding, Incomplete, Late, Method, Path, Sender, ShuttingDown, SourceBound,
+            TooManySources, TooSlow, Untrusted,
         };
         let who = [Path, Method, Untrusted, Sender, SourceBound, TooManySources];
-        let what = [ContentEncoding, BodyTooLarge(1), Busy, Incomplete, TooSlow, Late];
+        let what = [ContentEncoding, BodyTooLarge(1), Busy, Incomplete, TooSlow, Late, ShuttingDown];
         let all: [_; IngestRejection::REASONS.len()] = [&who[..], &what].concat().try_into().unwrap();
         assert_eq!(all.map(IngestRejection::reason), IngestRejection::REASONS);
     }
 
     #[test]
     fn headers_tell_when_to_retry_and_what_is_allowed() {
-        for later in [IngestRejection::Busy, IngestRejection::Late] {
+        for later in [IngestRejection::Busy, IngestRejection::Late, IngestRejection::ShuttingDown] {
             let answer = later.into_response();
             assert_eq!(
                 (answer.status().as_u16(), &answer.headers()[RETRY_AFTER]),

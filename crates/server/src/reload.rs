@@ -35,7 +35,8 @@ pub struct Reload {
 }
 
 /// Every word for what is reloaded.
-pub const RELOADED: [&str; 3] = ["serving", "webhook_client_ca", "webhook_serving"];
+pub const RELOADED: [&str; 5] =
+    ["client_ca", "requestheader_client_ca", "serving", "webhook_client_ca", "webhook_serving"];
 
 impl Reload {
     /// Reads files for the first time, by `read`. What that makes of them reads itself again by `read_again`.

@@ -132,6 +132,8 @@ pub struct Server {
     memory: [memory::Term; memory::TERMS],
     /// Begun, it ends watches.
     closing: Closing,
+    /// Cancelled, it ends what they are fed with.
+    closed: CancellationToken,
     /// Cancelled, it ends everything else.
     end: CancellationToken,
     shutdown_delay: Duration,
@@ -158,17 +160,18 @@ impl Server {
         let own_username = Arc::new(OnceLock::new());
         let bus = Arc::new(Bus::new(config.retain, ingest::unix_micros()));
         let (own, batches) = (Arc::clone(&own_username), Arc::clone(&bus));
-        let ingest = Ingest::new(config.ingest, tls.client_ca, batches, own, metrics.ingest.clone());
+        let closed = CancellationToken::new();
+        let ingest = Ingest::new(config.ingest, tls.client_ca, batches, closed.clone(), own, metrics.ingest.clone());
         let budget = Arc::new(ReviewBudget::new(config.review_qps));
         let ttl = config.token_cache_ttl;
         let tokens = Tokens::new(authentication_client.clone(), ttl, Arc::clone(&budget), metrics.access.clone());
         let authenticator = Arc::new(Authenticator::new(tokens));
-        config.trust_files.load(&authenticator)?;
-        let reloading = metrics.reload.clone();
+        let reloads = tls.reloads.into_iter().chain(config.trust_files.load(&authenticator).await?);
+        let reloads: Vec<_> = reloads.map(|reload| reload.run(metrics.reload.clone())).collect();
         let upkeep = join3(
             authn::keep_in_step(authentication_client, Arc::clone(&authenticator), config.trust_files),
             learn_own_username(authorization_client.clone(), own_username),
-            join_all(tls.reloads.map(|reload| reload.run(reloading.clone()))),
+            join_all(reloads),
         );
         let health = Arc::new(Health::new(Arc::clone(&authenticator)));
         let cache = config.authorization_cache;
@@ -194,6 +197,7 @@ impl Server {
             memory,
             health,
             closing,
+            closed,
             end,
             shutdown_delay: config.shutdown_delay,
             shutdown_grace: config.shutdown_grace,
@@ -214,7 +218,8 @@ impl Server {
     /// If a part of the server ends before it was told to.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let (address, webhook_address) = self.addresses()?;
-        let (health, closing, end) = (Arc::clone(&self.health), self.closing.clone(), self.end.clone());
+        let health = Arc::clone(&self.health);
+        let (closing, closed, end) = (self.closing.clone(), self.closed.clone(), self.end.clone());
         // Also where the caller drops this future: the webhook's thread would otherwise go on without it.
         let _end_with_us = end.clone().drop_guard();
         let (delay, grace, memory) = (self.shutdown_delay, self.shutdown_grace, self.memory);
@@ -235,6 +240,8 @@ impl Server {
         tokio::time::sleep(delay).await;
         let ended = async {
             let spread = MAX_SPREAD.min(grace / 3);
+            // Before the first watch ends: its reader, who comes back to another server, is to find there what arrives now.
+            closed.cancel();
             closing.begin(spread);
             // What a connection has not taken by then is no reason to keep the others.
             let _ = timeout(spread, closing.all_over()).await;
@@ -308,7 +315,7 @@ struct Tls {
     api: Arc<ServerTls>,
     webhook: Arc<ServerTls>,
     client_ca: Arc<ClientCa>,
-    reloads: [Reload; 3],
+    reloads: Vec<Reload>,
 }
 
 impl Tls {
@@ -340,7 +347,7 @@ impl Tls {
             ServerTls::read_again,
         )
         .await?;
-        Ok(Self { api, webhook, client_ca, reloads: [reload_api, reload_client_ca, reload_webhook] })
+        Ok(Self { api, webhook, client_ca, reloads: vec![reload_api, reload_client_ca, reload_webhook] })
     }
 }
 

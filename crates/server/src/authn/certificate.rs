@@ -1,38 +1,24 @@
-//! Client certificates: which CAs vouch for one, and whom it names.
+//! Client certificates: whom one names.
 //!
 //! Source: `k8s.io/apiserver/pkg/authentication/request/x509/x509.go`. What goes by another's certificate, as the front
 //! proxy does, is not decided here.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use anyhow::{Context, Result};
 use aws_lc_rs::digest::{SHA256, digest};
-use rustls::server::danger::ClientCertVerifier;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 use x509_parser::der_parser::{Oid, oid};
 use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use super::{Opinion, User};
-use crate::certs;
-
-/// Nobody's chain has more, and one of a hundred that anybody can make costs a tenth of a second to refuse.
-const MAX_INTERMEDIATES: usize = 4;
+use crate::certs::CaBundle;
 
 /// Upstream's attribute for a user's UID (`k8s.io/apimachinery/pkg/util/asn1`).
 const OID_KUBERNETES_UID: Oid<'static> = oid!(1.3.6.1.4.1.57683.2);
 
 /// Upstream's name for what tells one credential of a user from another.
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
-
-/// The CAs of a PEM bundle.
-#[derive(Debug)]
-pub struct CaBundle {
-    verifier: Arc<dyn ClientCertVerifier>,
-    certificates: Vec<CertificateDer<'static>>,
-}
 
 /// Whom a certificate names.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,38 +29,15 @@ pub struct Subject {
     groups: Vec<String>,
 }
 
-impl CaBundle {
-    /// Reads a PEM bundle.
-    ///
-    /// # Errors
-    /// If it holds no usable certificate.
-    pub fn parse(pem: &[u8]) -> Result<Self> {
-        let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().context("not PEM")?;
-        Ok(Self { verifier: certs::client_verifier(pem)?, certificates })
-    }
-
-    /// Whether these CAs vouch now for the first certificate of a chain, as a client's.
-    pub fn vouch_for(&self, chain: &[CertificateDer<'_>]) -> bool {
-        let [leaf, intermediates @ ..] = chain else { return false };
-        intermediates.len() <= MAX_INTERMEDIATES
-            && self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok()
-    }
-
-    /// Whether a certificate is in both.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.certificates.iter().any(|certificate| other.certificates.contains(certificate))
-    }
-
-    /// The user whose certificate the first of a chain is.
-    pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Opinion {
-        let Some(leaf) = chain.first() else { return Opinion::None };
-        match Subject::of(leaf).filter(|_| self.vouch_for(chain)) {
-            None => Opinion::Bad,
-            Some(subject) if subject.name.is_empty() => Opinion::None,
-            Some(Subject { name, uid, groups }) => {
-                let extra = BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![credential_id(leaf)])]);
-                Opinion::User(User { name, uid, groups, extra })
-            }
+/// The user whose certificate the first of a chain is, if one of these CAs vouches for it.
+pub fn identify(clients: &CaBundle, chain: &[CertificateDer<'_>]) -> Opinion {
+    let Some(leaf) = chain.first() else { return Opinion::None };
+    match Subject::of(leaf).filter(|_| clients.vouches_for(chain)) {
+        None => Opinion::Bad,
+        Some(subject) if subject.name.is_empty() => Opinion::None,
+        Some(Subject { name, uid, groups }) => {
+            let extra = BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![credential_id(leaf)])]);
+            Opinion::User(User { name, uid, groups, extra })
         }
     }
 }

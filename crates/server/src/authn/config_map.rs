@@ -13,10 +13,10 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tracing::{info, warn};
 
-use super::certificate::CaBundle;
 use super::files::TrustFiles;
 use super::front_proxy::FrontProxyTrust;
 use super::{Authenticator, Trust};
+use crate::certs::CaBundle;
 
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "extension-apiserver-authentication";

@@ -9,8 +9,9 @@ use http::HeaderMap;
 use percent_encoding::percent_decode_str;
 use rustls_pki_types::CertificateDer;
 
-use super::certificate::{CaBundle, Subject};
+use super::certificate::Subject;
 use super::{Opinion, User};
+use crate::certs::CaBundle;
 
 /// What the front proxy is known by. Only header names that are listed here count.
 #[derive(Debug)]
@@ -39,11 +40,8 @@ struct Ambiguous;
 
 impl FrontProxyTrust {
     /// Believes who shows a certificate of these CAs.
-    ///
-    /// # Errors
-    /// If there is no usable CA.
-    pub fn new(ca_pem: &[u8], names: Names) -> Result<Self> {
-        Ok(Self { ca: CaBundle::parse(ca_pem)?, names })
+    pub fn new(ca: CaBundle, names: Names) -> Self {
+        Self { ca, names }
     }
 
     /// Reads `kube-system/extension-apiserver-authentication`. `None`: kube-apiserver has no front proxy.
@@ -68,7 +66,7 @@ impl FrontProxyTrust {
             group_headers: names("requestheader-group-headers")?,
             extra_header_prefixes: names("requestheader-extra-headers-prefix")?,
         };
-        Self::new(ca.as_bytes(), names).context(CA).map(Some)
+        Ok(Some(Self::new(CaBundle::parse(ca.as_bytes()).context(CA)?, names)))
     }
 
     /// Whether everybody with a certificate of `clients` could name any user: a CA is in both bundles, and no name tells the
@@ -82,7 +80,7 @@ impl FrontProxyTrust {
         if chain.is_empty() {
             return Opinion::None;
         }
-        if !self.ca.vouch_for(chain) || !self.allows(&chain[0]) {
+        if !self.ca.vouches_for(chain) || !self.allows(&chain[0]) {
             return Opinion::Bad;
         }
         match self.user(headers) {

@@ -2,6 +2,7 @@ use audit_stream_testplane::pki::Authority;
 use http::{HeaderName, HeaderValue};
 
 use super::*;
+use crate::metrics::ReloadMetrics;
 use crate::testing::{FrontProxy, TokenReviewer, peer, stranger};
 
 impl Default for Authenticator {
@@ -283,7 +284,8 @@ async fn a_certificate_waits_for_what_it_is_judged_by() {
         tokio::time::sleep(Duration::from_secs(2)).await;
         authenticator.trust_front_proxy(front_proxy.trust(&[]));
     };
-    let (headers, ((), found)) = (alice(), join(soon, authenticator.authenticate(&peer, &alice())).await);
+    let (headers, ((), found)) =
+        (alice(), futures::future::join(soon, authenticator.authenticate(&peer, &alice())).await);
     assert_eq!(found, authenticator.authenticate(&peer, &headers).await);
     assert!(authenticator.ready() && found.is_ok());
 }
@@ -352,15 +354,15 @@ async fn files_are_in_the_place_of_the_config_map_and_followed() {
     let names = front_proxy::Names { username_headers: vec!["x-remote-user".to_owned()], ..Default::default() };
     let files = TrustFiles { client_ca: Some(client_ca.clone()), front_proxy: Some((proxy_ca.clone(), names)) };
     let authenticator = Arc::new(Authenticator::default());
-    let error = format!("{:#}", files.load(&authenticator).unwrap_err());
+    let error = format!("{:#}", files.load(&authenticator).await.err().unwrap());
     assert!(error.starts_with("--client-ca-file: cannot read ") && error.contains("clients"), "{error}");
     std::fs::write(&client_ca, clients.certificate_pem()).unwrap();
     std::fs::write(&proxy_ca, "not PEM").unwrap();
-    let error = format!("{:#}", files.load(&authenticator).unwrap_err());
+    let error = format!("{:#}", files.load(&authenticator).await.err().unwrap());
     assert!(error.starts_with("--requestheader-client-ca-file: in "), "{error}");
     assert!(!authenticator.ready());
     std::fs::write(&proxy_ca, front_proxy.ca.certificate_pem()).unwrap();
-    files.load(&authenticator).unwrap();
+    let reloads = files.load(&authenticator).await.unwrap();
     assert!(authenticator.ready());
 
     // The ConfigMap says something else, and is not asked.
@@ -371,7 +373,7 @@ async fn files_are_in_the_place_of_the_config_map_and_followed() {
     let [carol, dave] = [&clients, &successors].map(|ca| ca.client("carol", &[]));
     assert!(believed(peer(&carol)).await && !believed(peer(&dave)).await);
 
-    let following = files.follow(Arc::clone(&authenticator));
+    let following = futures::future::join_all(reloads.into_iter().map(|reload| reload.run(ReloadMetrics::default())));
     let story = async {
         std::fs::write(&client_ca, "not PEM").unwrap();
         tokio::time::sleep(Duration::from_secs(5)).await;
@@ -385,7 +387,7 @@ async fn files_are_in_the_place_of_the_config_map_and_followed() {
         assert!(!believed(peer(&carol)).await);
     };
     tokio::select! {
-        () = following => panic!("it never ends"),
+        _ = following => panic!("it never ends"),
         () = story => {}
     }
 }

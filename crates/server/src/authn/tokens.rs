@@ -17,13 +17,13 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenRe
 use kube::api::PostParams;
 use kube::{Api, Client};
 use quick_cache::Weighter;
-use quick_cache::sync::Cache;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::{Opinion, Refused, User};
 use crate::metrics::{AccessMetrics, Outcome};
 use crate::review_budget::{Asker, ReviewBudget};
+use crate::review_cache::{Answer, Key, REVIEW_TIMEOUT, ReviewCache};
 
 /// A service account's token has some 1 KiB, and one of an identity provider that lists a hundred groups a few. A quarter of
 /// what all headers of a request may have.
@@ -36,38 +36,29 @@ const CACHED_TOKENS: usize = 8192;
 /// users with more leave room for fewer.
 const ENTRY_BYTES: u64 = 1024;
 
-/// How long kube-apiserver may take over a review, and how long a request waits, for the review of another request too.
-const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// Asks kube-apiserver whose a token is.
 #[derive(Debug)]
 pub struct Tokens {
     reviews: Api<TokenReview>,
-    cache: Cache<CacheKey, Review, ByBytes>,
+    cache: ReviewCache<Owner, ByBytes>,
+    /// The cache knows a token by its HMAC-SHA256 under this.
     key: hmac::Key,
     ttl: Duration,
     budget: Arc<ReviewBudget>,
     metrics: AccessMetrics,
 }
 
-/// HMAC-SHA256 of the token.
-type CacheKey = [u8; 32];
+/// `None`: nobody's.
+type Owner = Option<Arc<User>>;
 
-/// An answer.
-#[derive(Debug, Clone)]
-struct Review {
-    /// `None`: nobody's.
-    user: Option<Arc<User>>,
-    /// When it was asked for, which is when it was surely true.
-    started: Instant,
-}
+type Review = Answer<Owner>;
 
 #[derive(Debug, Clone)]
 struct ByBytes;
 
-impl Weighter<CacheKey, Review> for ByBytes {
-    fn weight(&self, _key: &CacheKey, review: &Review) -> u64 {
-        review.user.as_deref().map_or(0, User::bytes).max(ENTRY_BYTES)
+impl Weighter<Key, Review> for ByBytes {
+    fn weight(&self, _key: &Key, review: &Review) -> u64 {
+        review.value.as_deref().map_or(0, User::bytes).max(ENTRY_BYTES)
     }
 }
 
@@ -89,7 +80,7 @@ impl Tokens {
     /// If the system's random source fails.
     pub fn new(client: Client, ttl: Duration, budget: Arc<ReviewBudget>, metrics: AccessMetrics) -> Self {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).expect("the system has randomness");
-        let cache = Cache::with_weighter(CACHED_TOKENS, CACHED_TOKENS as u64 * ENTRY_BYTES, ByBytes);
+        let cache = ReviewCache::new(CACHED_TOKENS, CACHED_TOKENS as u64 * ENTRY_BYTES, ByBytes);
         Self { reviews: Api::all(client), cache, key, ttl, budget, metrics }
     }
 
@@ -112,30 +103,14 @@ impl Tokens {
         }
     }
 
-    async fn review(&self, token: &str, from: IpAddr) -> Result<Option<Arc<User>>, NoAnswer> {
+    async fn review(&self, token: &str, from: IpAddr) -> Result<Owner, NoAnswer> {
         let key = hmac::sign(&self.key, token.as_bytes());
-        let key: CacheKey = key.as_ref().try_into().expect("HMAC-SHA256 has 32 bytes");
-        // One deadline for waiting and asking, so that an answer that does not come is counted by who asked.
+        let key: Key = key.as_ref().try_into().expect("HMAC-SHA256 has 32 bytes");
         let deadline = Instant::now() + REVIEW_TIMEOUT;
-        loop {
-            // One request at a time for a token holds the guard; the others wait here and share what it finds.
-            let found = timeout_at(deadline, self.cache.get_value_or_guard_async(&key)).await;
-            match found.map_err(|_| NoAnswer::Unknown)? {
-                Ok(review) if self.fresh(&review) => return Ok(review.user),
-                Ok(_) => drop(self.cache.remove_if(&key, |review| !self.fresh(review))),
-                Err(_) if Instant::now() >= deadline => return Err(NoAnswer::Unknown),
-                Err(guard) => {
-                    let review = self.ask(token, from, deadline).await?;
-                    // Fails only if the entry was removed meanwhile; the answer is as good.
-                    let _ = guard.insert(review.clone());
-                    return Ok(review.user);
-                }
-            }
-        }
-    }
-
-    fn fresh(&self, review: &Review) -> bool {
-        review.started.elapsed() < self.ttl
+        let fresh = |review: &Review| review.started.elapsed() < self.ttl;
+        let ask = self.ask(token, from, deadline);
+        let review = self.cache.answer(&key, fresh, deadline, NoAnswer::Unknown, ask).await?;
+        Ok(review.value)
     }
 
     async fn ask(&self, token: &str, from: IpAddr, deadline: Instant) -> Result<Review, NoAnswer> {
@@ -166,7 +141,7 @@ impl Tokens {
             Err(_) => "error",
         };
         self.metrics.token_reviews.get_or_create(&Outcome { outcome }).inc();
-        Ok(Review { user: user?.map(Arc::new), started })
+        Ok(Answer { value: user?.map(Arc::new), started })
     }
 }
 

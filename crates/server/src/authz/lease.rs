@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Authorizer, For, Grant, Refusal, Review, ReviewRequest};
+use super::{Authorizer, For, Grant, Refusal, Review, ReviewRequest, allowed};
 
 /// A review stands for this long after it was asked for.
 const TERM: Duration = Duration::from_secs(20);
@@ -105,7 +105,7 @@ impl Term {
 
     /// Begins the term that an answer stands for.
     fn take(&mut self, review: Result<Review, Refusal>) -> Result<(), Refusal> {
-        let started = review?.allowed()?;
+        let started = allowed(review?)?;
         *self = Self::new(Arc::clone(&self.request), started);
         Ok(())
     }

@@ -1,5 +1,5 @@
 use futures::future::join_all;
-use tokio::time::{advance, sleep};
+use tokio::time::{advance, sleep, timeout};
 
 use super::lease::SHARED_AGE;
 use super::*;

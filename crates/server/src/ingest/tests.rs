@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use tempfile::NamedTempFile;
 use tokio::time::advance;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::metrics::Reason;
@@ -39,7 +40,8 @@ impl Room {
         let (ca, ca_file) = (Authority::new("webhook"), NamedTempFile::new().unwrap());
         fs::write(&ca_file, ca.certificate_pem()).unwrap();
         let client_ca = Arc::new(ClientCa::read(ca_file.path().to_owned()).unwrap());
-        let ingest = Ingest::new(config, client_ca, bus, Arc::default(), IngestMetrics::default());
+        let ingest =
+            Ingest::new(config, client_ca, bus, CancellationToken::new(), Arc::default(), IngestMetrics::default());
         let source = ingest.sources.claim(None, "a").unwrap();
         Self { ingest, source, reader, ca, ca_file }
     }

@@ -27,8 +27,11 @@ struct Spread {
 
 impl Closing {
     /// Ends every watch within this time from now, each after a part of it, and opens no more. The first call is the one that counts.
+    ///
+    /// None ends in the first tenth, in which what was published last reaches all of them.
     pub fn begin(&self, spread: Duration) {
-        let _ = self.begun.set(Spread { from: Instant::now(), time: spread });
+        let lead = spread / 10;
+        let _ = self.begun.set(Spread { from: Instant::now() + lead, time: spread - lead });
         self.open.close();
     }
 

@@ -118,22 +118,22 @@ async fn the_cache_is_bounded_by_entries_and_by_bytes() {
     let review = |groups: usize| {
         let groups = (0..groups).map(|_| "g".repeat(1000)).collect();
         let user = User { groups, ..User::anonymous() };
-        Review { user: Some(Arc::new(user)), started: Instant::now() }
+        Review { value: Some(Arc::new(user)), started: Instant::now() }
     };
     let key = |number: usize| {
-        let mut key = CacheKey::default();
+        let mut key = Key::default();
         key[..8].copy_from_slice(&number.to_le_bytes());
         key
     };
     for number in 0..2 * CACHED_TOKENS {
-        tokens.cache.insert(key(number), review(0));
+        tokens.cache.answers.insert(key(number), review(0));
     }
-    assert!(tokens.cache.len() <= CACHED_TOKENS, "{}", tokens.cache.len());
+    assert!(tokens.cache.answers.len() <= CACHED_TOKENS, "{}", tokens.cache.answers.len());
     for number in 0..CACHED_TOKENS {
-        tokens.cache.insert(key(number), review(10));
+        tokens.cache.answers.insert(key(number), review(10));
     }
-    assert!(tokens.cache.weight() <= CACHED_TOKENS as u64 * ENTRY_BYTES);
-    assert!(tokens.cache.len() < CACHED_TOKENS / 8, "{}", tokens.cache.len());
+    assert!(tokens.cache.answers.weight() <= CACHED_TOKENS as u64 * ENTRY_BYTES);
+    assert!(tokens.cache.answers.len() < CACHED_TOKENS / 8, "{}", tokens.cache.answers.len());
 }
 
 #[test]
