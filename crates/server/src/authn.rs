@@ -49,6 +49,26 @@ pub struct User {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
+/// Who is asking, and how that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Who.
+    pub user: User,
+    /// How.
+    pub way: Way,
+}
+
+/// How it is known who is asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The front proxy says it.
+    FrontProxy,
+    /// They have shown it themselves.
+    Credential,
+    /// They have shown nothing.
+    None,
+}
+
 /// Why it is not known who is asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
@@ -65,6 +85,8 @@ pub enum Refused {
 pub enum Opinion {
     /// It is they.
     User(User),
+    /// It is they, as the front proxy says.
+    Proxied(User),
     /// It was shown nothing that concerns it.
     None,
     /// It was shown something that is not good. Another may know better.
@@ -116,7 +138,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// If a credential was presented and is not good, or cannot be judged now.
-    pub async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<User, Refused> {
+    pub async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller, Refused> {
         let by_certificate = match &*peer.certificates {
             [] => Opinion::None,
             chain => self.trust().await?.identify(chain, headers),
@@ -130,8 +152,9 @@ impl Authenticator {
             decided => decided,
         };
         match opinion {
-            Opinion::User(user) => Ok(user.with_implied_groups()),
-            Opinion::None => Ok(User::anonymous()),
+            Opinion::Proxied(user) => Ok(Caller { user: user.with_implied_groups(), way: Way::FrontProxy }),
+            Opinion::User(user) => Ok(Caller { user: user.with_implied_groups(), way: Way::Credential }),
+            Opinion::None => Ok(Caller { user: User::anonymous(), way: Way::None }),
             Opinion::Bad | Opinion::Ambiguous => Err(Refused::Unauthorized),
         }
     }
@@ -169,7 +192,7 @@ impl Trust {
     fn identify(&self, chain: &[CertificateDer<'_>], headers: &HeaderMap) -> Opinion {
         let front_proxy = self.front_proxy.as_ref().filter(|_| !self.anybody);
         let first = front_proxy.map_or(Opinion::None, |front_proxy| front_proxy.identify(chain, headers));
-        if let Opinion::User(_) | Opinion::Ambiguous = first {
+        if let Opinion::Proxied(_) | Opinion::Ambiguous = first {
             return first;
         }
         match self.clients.as_ref().map_or(Opinion::None, |clients| certificate::identify(clients, chain)) {

@@ -41,8 +41,8 @@ use crate::metrics::{ListenerMetrics, ListenerReason};
 use crate::wire::{self, Body};
 pub use exchange::{Exchange, Retirement, STREAMS_PER_CONNECTION, WATCHES_PER_CONNECTION};
 use exchange::{Scope, Shared, Streams};
-pub use guests::MAX_GUESTS;
 use guests::{Guests, Place};
+pub use guests::{KnownAs, MAX_GUESTS, MAX_USERS_CONNECTIONS};
 use taken::Taken;
 use unhurried::Unhurried;
 
@@ -119,7 +119,8 @@ pub struct Peer {
 pub struct Config {
     /// The word in metrics and logs.
     pub name: &'static str,
-    /// Connections at a time that are known. Beside them there are [`MAX_GUESTS`] that are not.
+    /// Connections at a time that are known as kube-apiserver's. Beside them there are [`MAX_USERS_CONNECTIONS`], and
+    /// [`MAX_GUESTS`] that are not known.
     pub max_connections: usize,
     /// When one becomes known.
     pub known_by: KnownBy,
@@ -272,7 +273,7 @@ where
         let (metrics, Config { name: listener, known_by, .. }) = (self.metrics.clone(), self.config);
         let connection = async {
             let stream = handshake(stream, acceptor).await?;
-            if known_by == KnownBy::Handshake && !place.becomes_known() {
+            if known_by == KnownBy::Handshake && !place.becomes_known(KnownAs::ApiServer) {
                 return Err("too_many_connections");
             }
             let peer = Peer { address, certificates: certificates(&stream) };

@@ -177,8 +177,7 @@ impl Rejection {
             }
             Self::Upgrade => bad_request("watching over a websocket is not supported; use a plain GET".to_owned()),
             Self::TooManyConnections => {
-                let message = "too many connections, please try again later (--max-watches)";
-                retry_later(503, "ServiceUnavailable", message)
+                retry_later(503, "ServiceUnavailable", "too many connections, please try again later")
             }
             Self::TooManyWatches(full) => {
                 let (whose, flag) = match full {

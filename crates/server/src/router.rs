@@ -13,12 +13,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::authn::{Authenticator, User};
+use crate::authn::{Authenticator, Caller, User, Way};
 use crate::authz::{Attributes, Authorizer, Grant, Lease, ResourceAttributes};
 use crate::discovery::{Answer, Documents};
 use crate::health::{self, Health};
 use crate::ingest::batch::Batch;
-use crate::listener::{Exchange, Peer};
+use crate::listener::{Exchange, KnownAs, Peer};
 use crate::metrics::{self, Code, Metrics};
 use crate::negotiation::{JSON_WATCH, accepts_json};
 use crate::rejection::Rejection;
@@ -85,8 +85,13 @@ impl Router {
 
     async fn answer<B>(&self, peer: &Peer, request: &Request<B>, audit_id: &str) -> Result<Response<Body>, Rejection> {
         let path = decoded(request.uri().path()).ok_or(Rejection::BrokenEscape)?;
-        let user = self.authenticator.authenticate(peer, request.headers()).await?;
-        if user != User::anonymous() && !exchange(request).becomes_known() {
+        let Caller { user, way } = self.authenticator.authenticate(peer, request.headers()).await?;
+        let has_room = match way {
+            Way::FrontProxy => exchange(request).becomes_known(KnownAs::ApiServer),
+            Way::Credential => exchange(request).becomes_known(KnownAs::User(&user.name)),
+            Way::None => true,
+        };
+        if !has_room {
             return Err(Rejection::TooManyConnections);
         }
         match RequestPath::of(&path) {

@@ -108,14 +108,15 @@ pub struct Config {
 }
 
 impl Config {
-    /// Of the API's listener, at a time, those that are known.
+    /// Of the API's listener, at a time, those that are known as kube-apiserver's.
     pub fn max_connections(&self) -> usize {
         self.watch.limits.watches.saturating_add(SPARE_CONNECTIONS)
     }
 
     /// Of both listeners, at a time, those of strangers too.
     pub fn all_connections(&self) -> usize {
-        self.max_connections().saturating_add(MAX_WEBHOOK_CONNECTIONS + 2 * listener::MAX_GUESTS)
+        let others = MAX_WEBHOOK_CONNECTIONS + listener::MAX_USERS_CONNECTIONS + 2 * listener::MAX_GUESTS;
+        self.max_connections().saturating_add(others)
     }
 }
 

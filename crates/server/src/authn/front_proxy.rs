@@ -85,7 +85,7 @@ impl FrontProxyTrust {
         }
         match self.user(headers) {
             Ok(None) => Opinion::None,
-            Ok(Some(user)) => Opinion::User(user),
+            Ok(Some(user)) => Opinion::Proxied(user),
             Err(Ambiguous) => Opinion::Ambiguous,
         }
     }

@@ -27,7 +27,7 @@ impl Authenticator {
     }
 
     async fn name(&self, peer: &Peer, headers: &HeaderMap) -> Result<String, Refused> {
-        self.authenticate(peer, headers).await.map(|user| user.name)
+        self.authenticate(peer, headers).await.map(|caller| caller.user.name)
     }
 }
 
@@ -113,7 +113,7 @@ async fn a_client_certificate_names_a_user_by_its_subject() {
     assert_eq!(authenticator.name(&carol, &alice()).await.as_deref(), Ok(ANONYMOUS));
 
     authenticator.trust_clients(&clients);
-    let user = authenticator.authenticate(&carol, &alice()).await.unwrap();
+    let user = authenticator.authenticate(&carol, &alice()).await.unwrap().user;
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &carol.certificates[0]);
     let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     let extra = ("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("X509SHA256={hex}")]);
@@ -168,7 +168,7 @@ async fn the_front_proxy_names_the_user_with_all_values() {
         ("x-remote-extra-a%zz%41", b"c"),
         ("x-remote-extra-%ff", b"d"),
     ]);
-    let user = authenticator.authenticate(&front_proxy.peer(), &sent).await.unwrap();
+    let user = authenticator.authenticate(&front_proxy.peer(), &sent).await.unwrap().user;
     let extra = [("example.com/scopes", &["a", "b"][..]), ("a%zz%41", &["c"]), ("%ff", &["d"])];
     let extra = extra.map(|(key, values)| (key.to_owned(), values.iter().map(ToString::to_string).collect()));
     assert_eq!(
@@ -189,7 +189,7 @@ async fn only_the_header_names_of_the_config_map_count() {
         trusting(front_proxy.trust(&[("requestheader-username-headers", r#"["X-Who","X-Remote-User"]"#)]));
     let mut sent = alice();
     sent.extend(headers(&[("x-remote-uid", b"smuggled"), ("x_remote_user", b"root"), ("x-forwarded-user", b"root")]));
-    let user = authenticator.authenticate(&front_proxy.peer(), &sent).await.unwrap();
+    let user = authenticator.authenticate(&front_proxy.peer(), &sent).await.unwrap().user;
     assert_eq!((user.name.as_str(), user.uid), ("alice", None));
     sent.extend(headers(&[("x-who", b"bob")]));
     assert_eq!(authenticator.name(&front_proxy.peer(), &sent).await.as_deref(), Ok("bob"));
@@ -240,7 +240,8 @@ async fn implied_groups() {
     let front_proxy = FrontProxy::new();
     let authenticator = trusting(front_proxy.trust(&[]));
     let peer = front_proxy.peer();
-    let groups = async |sent: &[(&str, &[u8])]| authenticator.authenticate(&peer, &headers(sent)).await.unwrap().groups;
+    let groups =
+        async |sent: &[(&str, &[u8])]| authenticator.authenticate(&peer, &headers(sent)).await.unwrap().user.groups;
     assert_eq!(groups(&[("x-remote-user", b"system:kube-aggregator")]).await, ["system:authenticated"]);
     assert_eq!(groups(&[("x-remote-user", b"system:anonymous")]).await, [""; 0]);
     let unauthenticated: &[(&str, &[u8])] = &[("x-remote-user", b"x"), ("x-remote-group", b"system:unauthenticated")];
@@ -278,7 +279,10 @@ async fn a_certificate_waits_for_what_it_is_judged_by() {
     assert_eq!(authenticator.authenticate(&peer, &alice()).await, Err(Refused::TrustNotLoaded));
     // Who shows none does not wait.
     let began = tokio::time::Instant::now();
-    assert_eq!(authenticator.authenticate(&stranger(), &alice()).await, Ok(User::anonymous()));
+    assert_eq!(
+        authenticator.authenticate(&stranger(), &alice()).await,
+        Ok(Caller { user: User::anonymous(), way: Way::None })
+    );
     assert_eq!(began.elapsed(), Duration::ZERO);
     let soon = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -325,7 +329,10 @@ async fn a_config_map_without_a_front_proxy_is_read_all_the_same() {
     let authenticator = Authenticator::default();
     config_map::adopt(&BTreeMap::new(), &authenticator, &TrustFiles::default());
     assert!(authenticator.ready());
-    assert_eq!(authenticator.authenticate(&FrontProxy::new().peer(), &alice()).await, Ok(User::anonymous()));
+    assert_eq!(
+        authenticator.authenticate(&FrontProxy::new().peer(), &alice()).await,
+        Ok(Caller { user: User::anonymous(), way: Way::None })
+    );
 }
 
 #[test]

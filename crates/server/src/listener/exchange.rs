@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::guests::Place;
+use super::guests::{KnownAs, Place};
 
 /// Watches that an HTTP/2 connection takes in its whole life: 200 × 4 MiB = 800 MiB of the 1 GiB that kube-apiserver grants.
 pub const WATCHES_PER_CONNECTION: usize = 200;
@@ -130,8 +130,8 @@ impl Exchange {
 
     /// Says that it is somebody's who is known, and so is its connection from now on: no stranger takes its place. Whether
     /// there was room for one more that is known.
-    pub fn becomes_known(&self) -> bool {
-        self.scope.connection.place.becomes_known()
+    pub fn becomes_known(&self, known_as: KnownAs<'_>) -> bool {
+        self.scope.connection.place.becomes_known(known_as)
     }
 
     /// Says that nobody vouches for its connection's peer any longer: once what is under way has been answered, it is ended.

@@ -3,13 +3,13 @@
 //! Anybody in the cluster can open connections, and a limit on all of them would be one that strangers can use up for everybody
 //! else. So a stranger's connection is a *guest*, of which there is a bounded number too, but never one too many: a newcomer takes
 //! the place of the one that has been a guest for longest. A flood of strangers is then churn, in which who asks at once, such as
-//! the kubelet's probe, is answered; and connections that are known, kube-apiserver's, are not touched by it.
+//! the kubelet's probe, is answered; and connections that are known are not touched by it. Among those, kube-apiserver's have a
+//! number of their own, which no user can use up who comes past it; of theirs each has a part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// Guests at a time on a listener.
@@ -18,20 +18,49 @@ use tokio_util::sync::CancellationToken;
 /// those. At 160 KiB each they are 80 MiB at the worst.
 pub const MAX_GUESTS: usize = 512;
 
+/// Connections at a time of users who come past the front proxy: Prometheus, and who watches with a token of their own.
+pub const MAX_USERS_CONNECTIONS: usize = 1000;
+
+/// How many of those one user may have. Over HTTP/1.1 each watch takes one, and a user may have twenty by default.
+const CONNECTIONS_PER_USER: usize = 100;
+
+/// As whose a connection is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownAs<'a> {
+    /// kube-apiserver's, which has a certificate and speaks for others.
+    ApiServer,
+    /// A user's of this name, who speaks for themselves.
+    User(&'a str),
+}
+
 /// All connections of a listener.
 #[derive(Debug)]
 pub(super) struct Guests {
     max: usize,
+    /// Of kube-apiservers.
+    max_known: usize,
     here: Mutex<Here>,
-    /// One for each connection that may be known.
-    known: Arc<Semaphore>,
 }
 
-/// The guests, in the order in which they came.
+/// Who is here.
 #[derive(Debug, Default)]
 struct Here {
     came: u64,
+    /// The guests, in the order in which they came.
     guests: BTreeMap<u64, CancellationToken>,
+    /// How many connections of kube-apiservers.
+    api_servers: usize,
+    /// How many of each user who has some.
+    users: HashMap<String, usize>,
+    /// How many of all users together.
+    of_users: usize,
+}
+
+/// What a place that is known counts as.
+#[derive(Debug)]
+enum Known {
+    ApiServer,
+    User(String),
 }
 
 /// One connection's, from its first byte to its last: a guest's, until it is known.
@@ -40,16 +69,15 @@ pub(super) struct Place {
     of: Arc<Guests>,
     number: u64,
     sent_away: CancellationToken,
-    known: OnceLock<OwnedSemaphorePermit>,
+    known: OnceLock<Known>,
 }
 
 // === impl Guests ===
 
 impl Guests {
-    /// Room for so many guests, and besides for so many that are known.
-    pub(super) fn new(max: usize, known: usize) -> Arc<Self> {
-        let known = Arc::new(Semaphore::new(known.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { max, here: Mutex::default(), known })
+    /// Room for so many guests, and besides for so many connections of kube-apiservers and [`MAX_USERS_CONNECTIONS`] of users.
+    pub(super) fn new(max: usize, max_known: usize) -> Arc<Self> {
+        Arc::new(Self { max, max_known, here: Mutex::default() })
     }
 
     /// A place for a newcomer, if need be that of the first of those who are here.
@@ -82,36 +110,75 @@ impl Here {
             guest.cancel();
         }
     }
+
+    /// Counts one more that is known, if there is room.
+    fn admit(&mut self, known_as: KnownAs<'_>, max_known: usize) -> Option<Known> {
+        match known_as {
+            KnownAs::ApiServer => {
+                if self.api_servers >= max_known {
+                    return None;
+                }
+                self.api_servers += 1;
+                Some(Known::ApiServer)
+            }
+            KnownAs::User(name) => {
+                let has = self.users.get(name).copied().unwrap_or_default();
+                if self.of_users >= MAX_USERS_CONNECTIONS || has >= CONNECTIONS_PER_USER {
+                    return None;
+                }
+                self.of_users += 1;
+                self.users.insert(name.to_owned(), has + 1);
+                Some(Known::User(name.to_owned()))
+            }
+        }
+    }
+
+    fn leave(&mut self, known: &Known) {
+        match known {
+            Known::ApiServer => self.api_servers -= 1,
+            Known::User(name) => {
+                self.of_users -= 1;
+                match self.users.get_mut(name) {
+                    Some(has) if *has > 1 => *has -= 1,
+                    _ => drop(self.users.remove(name)),
+                }
+            }
+        }
+    }
 }
 
 // === impl Place ===
 
 impl Place {
-    /// Makes it a known connection's, which nobody takes from it. Whether there was room; without, it stays a guest's.
-    pub(super) fn becomes_known(&self) -> bool {
+    /// Makes it a known connection's, which nobody takes from it. Whether there was room; without, it stays a guest's. One that
+    /// is known stays what it was known as first.
+    pub(super) fn becomes_known(&self, known_as: KnownAs<'_>) -> bool {
         if self.known.get().is_some() {
             return true;
         }
-        let Ok(permit) = Arc::clone(&self.of.known).try_acquire_owned() else { return false };
-        // Two requests may come here at once; the second's permit is given back.
-        let _ = self.known.set(permit);
-        self.leave_guests();
-        true
+        let mut here = self.of.here();
+        // Again, because two requests may come here at once.
+        if self.known.get().is_some() {
+            return true;
+        }
+        let Some(known) = here.admit(known_as, self.of.max_known) else { return false };
+        here.guests.remove(&self.number);
+        self.known.set(known).is_ok()
     }
 
     /// Runs what the connection does, until it is sent away: then `None`.
     pub(super) async fn unless_sent_away<F: Future>(&self, connection: F) -> Option<F::Output> {
         self.sent_away.run_until_cancelled(connection).await
     }
-
-    fn leave_guests(&self) {
-        self.of.here().guests.remove(&self.number);
-    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.leave_guests();
+        let mut here = self.of.here();
+        match self.known.get() {
+            None => drop(here.guests.remove(&self.number)),
+            Some(known) => here.leave(known),
+        }
     }
 }
 
@@ -146,15 +213,34 @@ mod tests {
     fn who_is_known_is_no_guest_and_gives_back_what_it_has() {
         let guests = Guests::new(1, 1);
         let known = guests.enter();
-        assert!(known.becomes_known() && known.becomes_known());
+        assert!(known.becomes_known(KnownAs::ApiServer) && known.becomes_known(KnownAs::ApiServer));
         let guest = guests.enter();
         assert!(is_here(&known) && is_here(&guest), "one guest is not too many");
-        assert!(!guest.becomes_known(), "one is known, and no more may be");
+        assert!(!guest.becomes_known(KnownAs::ApiServer), "one is known, and no more may be");
         drop(guests.enter());
         assert!(is_here(&known) && !is_here(&guest), "who had no room stayed a guest");
         drop(known);
         let next = guests.enter();
-        assert!(next.becomes_known());
+        assert!(next.becomes_known(KnownAs::ApiServer));
+    }
+
+    #[test]
+    fn users_have_a_part_of_their_own_number_and_take_none_of_kube_apiservers() {
+        let guests = Guests::new(1, 1);
+        let enter = |name: &str, count: usize| {
+            let places = (0..count).map(|_| guests.enter());
+            places.filter(|place| place.becomes_known(KnownAs::User(name))).collect::<Vec<_>>()
+        };
+        let greedy = enter("greedy", CONNECTIONS_PER_USER + 5);
+        assert_eq!(greedy.len(), CONNECTIONS_PER_USER);
+        let others: Vec<_> = (0..20).map(|number| enter(&format!("user-{number}"), CONNECTIONS_PER_USER)).collect();
+        let all: usize = others.iter().map(Vec::len).sum();
+        assert_eq!(all + greedy.len(), MAX_USERS_CONNECTIONS);
+        assert!(guests.enter().becomes_known(KnownAs::ApiServer));
+        assert!(greedy[0].becomes_known(KnownAs::User("another")), "it is known already");
+        drop((greedy, others));
+        assert_eq!(enter("greedy", 1).len(), 1);
+        assert!(guests.here().users.is_empty() && guests.here().of_users == 0);
     }
 
     #[test]

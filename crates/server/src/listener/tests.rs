@@ -159,7 +159,7 @@ impl Answers {
             "/plain" => Response::new(wire::whole("plain")),
             "/empty" => Response::new(wire::whole("")),
             "/known" => {
-                let known = exchange.becomes_known();
+                let known = exchange.becomes_known(KnownAs::ApiServer);
                 Response::new(wire::whole(if known { "known" } else { "full" }))
             }
             "/untrusted" => {
