@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::ALONE;
-use crate::stage::{ARRIVAL, Stage, in_namespace, many_watches, namespaced};
+use crate::stage::{ARRIVAL, Stage, in_namespace, many_reviews, many_watches, namespaced};
 
 /// Any other is as good; it is told where a run fails.
 const SEED: u64 = 20_261_120;
@@ -68,7 +68,11 @@ async fn send_and_receive(
     events: usize,
     mut change: impl FnMut(&mut Generated),
 ) -> Result<(Received, HashMap<Form, usize>)> {
-    let stage = Stage::with(many_watches).await?;
+    let stage = Stage::with(|config| {
+        many_watches(config);
+        many_reviews(config);
+    })
+    .await?;
     let mut reading = JoinSet::new();
     let mut hostile = Hostile::new(SEED, NAMESPACES);
     let namespaces = hostile.namespaces().to_vec();

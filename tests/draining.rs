@@ -11,14 +11,16 @@ use tokio::time::{Instant, timeout};
 
 use crate::ALONE;
 use crate::stage::{
-    ARRIVAL, EVENTS, Feed, Stage, assert_ends, assert_refused, eventually, many_watches, namespaced, status,
+    ARRIVAL, EVENTS, Feed, Stage, assert_ends, assert_refused, eventually, in_namespace, many_watches, namespaced,
+    read_until, status,
 };
 
 const WATCHES: usize = 100;
 
-/// A third of it is less than the server's own limit, so that the test is quick.
-const GRACE: Duration = Duration::from_secs(9);
-const SPREAD: Duration = Duration::from_secs(3);
+/// Long enough for a busy machine to see what goes on during it, and between the first end and the last.
+const DELAY: Duration = Duration::from_secs(8);
+const GRACE: Duration = Duration::from_secs(15);
+const SPREAD: Duration = Duration::from_secs(5);
 
 /// Reads to the clean end: when it came.
 async fn end_of(mut watch: Watch) -> Result<Instant> {
@@ -31,7 +33,7 @@ async fn readiness_goes_first_then_watches_one_by_one_and_then_the_rest() -> Res
     let _alone = ALONE.lock().await;
     let mut stage = Stage::with(|config| {
         many_watches(config);
-        (config.shutdown_delay, config.shutdown_grace) = (Duration::from_secs(2), GRACE);
+        (config.shutdown_delay, config.shutdown_grace) = (DELAY, GRACE);
     })
     .await?;
     let admin = stage.admin().await?;
@@ -45,15 +47,14 @@ async fn readiness_goes_first_then_watches_one_by_one_and_then_the_rest() -> Res
     // Nothing else has changed: what is open goes on, and what is new is opened.
     let mut late = stage.admin().await?.watch(EVENTS).await?;
     let sender = stage.sender().await?;
-    sender.send(crate::stage::in_namespace("shop", "late"));
+    sender.send(in_namespace("shop", "late"));
     sender.flush().await?;
-    crate::stage::read_until(&mut late, "late").await?;
-    ensure!(told.elapsed() < Duration::from_secs(2), "the machine is too slow for this test");
+    read_until(&mut late, "late").await?;
 
     let mut reading = JoinSet::new();
     for mut watch in watches {
         reading.spawn(async move {
-            crate::stage::read_until(&mut watch, "late").await?;
+            read_until(&mut watch, "late").await?;
             end_of(watch).await
         });
     }
@@ -67,7 +68,7 @@ async fn readiness_goes_first_then_watches_one_by_one_and_then_the_rest() -> Res
     };
     refused().await?;
     // Nor is anything taken that only some would get: who sends it finds another server, and so do those who come back there.
-    let batch = event_list(&[crate::stage::in_namespace("shop", "too-late").build()]);
+    let batch = event_list(&[in_namespace("shop", "too-late").build()]);
     let answer = sender.post(batch).await?;
     ensure!((answer.status, answer.header("retry-after")) == (503, Some("1")), "a batch: {}", answer.status);
     ensure!(admin.get("/apis/audit.k8s.io/v1").await?.status == 200, "discovery");
@@ -82,8 +83,8 @@ async fn readiness_goes_first_then_watches_one_by_one_and_then_the_rest() -> Res
     ends.sort();
     let spread = ends[WATCHES - 1] - ends[0];
     ensure!(spread > SPREAD / 10, "all of them ended within {spread:?}");
-    let (early, delay) = (ends[0] - told, Duration::from_secs(2));
-    ensure!(early >= delay, "the first ended {early:?} after the signal, and not {delay:?}");
+    let early = ends[0] - told;
+    ensure!(early >= DELAY, "the first ended {early:?} after the signal, and not {DELAY:?}");
     Ok(())
 }
 
@@ -118,11 +119,10 @@ async fn watches_that_nobody_reads_hold_up_nobody_else_and_not_the_end() -> Resu
     }
     let agent = "x".repeat(500_000);
     for n in 0..20 {
-        feed.sender.send(crate::stage::in_namespace("shop", &format!("{n}")).user_agent(&agent));
+        feed.sender.send(in_namespace("shop", &format!("{n}")).user_agent(&agent));
     }
     feed.sender.flush().await?;
     let Feed { mut stage, reader, sender } = feed;
-    let began = Instant::now();
     let reading = async {
         let mut reader = reader;
         while reader.next_added(ARRIVAL).await?.is_some() {}
@@ -130,7 +130,7 @@ async fn watches_that_nobody_reads_hold_up_nobody_else_and_not_the_end() -> Resu
     };
     // Who reads comes to a clean end while others do not.
     let (took, ()) = tokio::try_join!(stage.stop(), reading)?;
-    ensure!(took < grace + Duration::from_secs(5), "{took:?} of {:?}", began.elapsed());
+    ensure!(took < grace + Duration::from_secs(5), "{took:?}");
     drop((stalled, sender));
     Ok(())
 }

@@ -234,7 +234,7 @@ async fn a_request_that_trust_does_not_come_for_is_told_to_come_later() -> Resul
     let stage = Stage::trusting_nobody(|_| {}).await?;
     let alice = stage.user("alice").await?;
     let answer = alice.get("/apis").await?;
-    let message = "the front proxy's CA is not loaded yet";
+    let message = "the CAs that certificates are judged by are not loaded yet";
     assert_refused(&answer, 503, &status(503, "ServiceUnavailable", message, r#"{"retryAfterSeconds":1}"#))?;
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert!(stage.reviewer.reviews().is_empty());

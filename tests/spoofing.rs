@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, status};
+use crate::stage::{Stage, many_reviews, status};
 
 /// Cases under way at a time.
 const TOGETHER: usize = 8;
@@ -243,7 +243,7 @@ fn authorization(token: Token) -> Option<&'static str> {
 
 async fn stage() -> Result<Stage> {
     // So many that no case is turned away for the others.
-    let stage = Stage::with(|config| config.review_qps = 100_000.try_into().expect("not zero")).await?;
+    let stage = Stage::with(many_reviews).await?;
     stage.reviewer.accept_token("good", OWNER, &["system:serviceaccounts"]);
     Ok(stage)
 }

@@ -479,8 +479,7 @@ mod tests {
 
     #[test]
     fn mistakes_name_the_flag() {
-        let mistakes: [(&[&str], &str); 14] = [
-            (&["--review-qps=0"], "--review-qps"),
+        let mistakes: [(&[&str], &str); 13] = [
             (&["--webhook-max-body-bytes=1Gi"], "--webhook-max-body-bytes"),
             (&["--webhook-max-body-bytes=0"], "--webhook-max-body-bytes"),
             (&["--webhook-max-inflight-bytes=1Mi"], "--webhook-max-inflight-bytes (1048576)"),

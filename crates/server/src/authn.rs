@@ -91,7 +91,7 @@ pub enum Opinion {
     None,
     /// It was shown something that is not good. Another may know better.
     Bad,
-    /// Whoever may name anybody did not name one: nobody may know better.
+    /// The front proxy's headers name more than one user, or one that cannot be read. No other authenticator is asked.
     Ambiguous,
 }
 

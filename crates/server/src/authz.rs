@@ -1,9 +1,8 @@
 //! What they may do: a `SubjectAccessReview` for every request, and the lease of a watch that stays open.
 //!
 //! An unknown answer is no. Answers are cached by user and attributes, allow and deny alike; errors never are; whoever
-//! asks the same at the same time shares one review. Only a review that is really sent takes room of the budget, and who finds
-//! none, an asker or a lease, leaves the review to whoever waits for the same. Names and selectors are never sent, so that
-//! narrower grants do not match. Source: `k8s.io/apiserver/plugin/pkg/authorizer/webhook/webhook.go`.
+//! asks the same at the same time shares one review, and only a review that is really sent takes room of the budget. Names and
+//! selectors are never sent, so that narrower grants do not match. Source: `k8s.io/apiserver/plugin/pkg/authorizer/webhook/webhook.go`.
 
 mod lease;
 
@@ -21,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::authn::User;
-use crate::metrics::{AccessMetrics, Outcome, Purpose};
+use crate::metrics::{AccessMetrics, Outcome};
 use crate::review_budget::{Asker, Exhausted, ReviewBudget, Turn};
 use crate::review_cache::{Answer, Key, REVIEW_TIMEOUT, ReviewCache};
 pub use lease::Lease;
@@ -75,8 +74,8 @@ pub enum Refusal {
     Denied(String),
     /// The reviewer did not say.
     Unknown,
-    /// The reviewer cannot be asked now, because so much is asked already.
-    Busy,
+    /// The reviewer cannot be asked now, because so much is asked already. Never said of a lease, which is tried again.
+    Exhausted,
 }
 
 /// What a review is for, which decides what room it finds.
@@ -178,17 +177,10 @@ impl Authorizer {
 
     /// Room for a review. A lease that finds none in time is one whose review is not answered.
     async fn turn(&self, purpose: For<'_>, deadline: Instant) -> Result<Turn<'_>, Refusal> {
-        let (turn, purpose, refusal) = match purpose {
-            For::Question(user) => (self.budget.question(Asker::User(user)), Purpose::QUESTION, Refusal::Busy),
-            For::Lease => {
-                let turn = timeout_at(deadline, self.budget.lease()).await;
-                (turn.unwrap_or(Err(Exhausted)), Purpose::LEASE, Refusal::Unknown)
-            }
-        };
-        turn.map_err(|Exhausted| {
-            self.metrics.turned_away.get_or_create(&purpose).inc();
-            refusal
-        })
+        match purpose {
+            For::Question(user) => self.budget.question(Asker::User(user)).map_err(|Exhausted| Refusal::Exhausted),
+            For::Lease => self.budget.lease(deadline).await.map_err(|Exhausted| Refusal::Unknown),
+        }
     }
 
     async fn ask(&self, spec: &SubjectAccessReviewSpec, deadline: Instant) -> Result<Review, Refusal> {

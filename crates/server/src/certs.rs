@@ -19,7 +19,7 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Error, X509Name};
 
 /// A serving certificate and its key, as files.
 #[derive(Debug, Clone)]
@@ -118,7 +118,7 @@ fn expiration(certificate: &CertificateDer<'_>) -> i64 {
 /// The common name and the DNS names that a certificate stands for.
 pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let mut names: Vec<_> = subject_name(&certificate).into_iter().collect();
+    let mut names: Vec<_> = common_name(certificate.subject()).into_iter().flatten().collect();
     if let Ok(Some(alternatives)) = certificate.subject_alternative_name() {
         names.extend(alternatives.value.general_names.iter().filter_map(|name| match name {
             GeneralName::DNSName(name) => Some((*name).to_owned()),
@@ -128,10 +128,13 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     names
 }
 
-/// The last one where there are several, as Go reads it.
-fn subject_name(certificate: &X509Certificate<'_>) -> Option<String> {
-    let names = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
-    names.last().map(str::to_owned)
+/// The common name of a subject, the last one where there are several, as Go reads it.
+///
+/// # Errors
+/// If one of them cannot be read: passed over, it would leave another standing than the one that was meant.
+pub fn common_name(subject: &X509Name<'_>) -> Result<Option<String>, X509Error> {
+    let names = subject.iter_common_name().map(|name| name.as_str().map(str::to_owned));
+    Ok(names.collect::<Result<Vec<_>, _>>()?.pop())
 }
 
 // === impl ServerTls ===

@@ -28,8 +28,8 @@ pub struct Health {
 enum Check {
     /// The process answers.
     Ping,
-    /// The front proxy's CA is loaded; before that every request would be anonymous.
-    FrontProxyCa,
+    /// It was read once what certificates are judged by.
+    Trust,
     /// The server is not on its way out.
     Shutdown,
 }
@@ -38,7 +38,7 @@ impl Check {
     fn name(self) -> &'static str {
         match self {
             Self::Ping => "ping",
-            Self::FrontProxyCa => "requestheader-client-ca",
+            Self::Trust => "requestheader-client-ca",
             Self::Shutdown => "shutdown",
         }
     }
@@ -63,8 +63,8 @@ impl Health {
         };
         let checks: &[Check] = match endpoint {
             "livez" => &[Check::Ping],
-            "healthz" => &[Check::Ping, Check::FrontProxyCa],
-            "readyz" => &[Check::Ping, Check::FrontProxyCa, Check::Shutdown],
+            "healthz" => &[Check::Ping, Check::Trust],
+            "readyz" => &[Check::Ping, Check::Trust, Check::Shutdown],
             _ => return None,
         };
         match one {
@@ -114,7 +114,9 @@ impl Health {
     fn failure(&self, check: Check) -> Option<&'static str> {
         match check {
             Check::Ping => None,
-            Check::FrontProxyCa => (!self.authenticator.ready()).then_some("the front proxy's CA is not known yet"),
+            Check::Trust => {
+                (!self.authenticator.ready()).then_some("it is not known yet what certificates are judged by")
+            }
             Check::Shutdown => self.shutting_down.load(Ordering::Relaxed).then_some("process is shutting down"),
         }
     }

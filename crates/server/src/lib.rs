@@ -11,6 +11,9 @@
 pub mod args;
 pub mod certs;
 pub mod listener;
+pub mod reload;
+
+pub mod request_info;
 
 pub mod attribution;
 pub mod ingest;
@@ -19,6 +22,7 @@ pub mod view;
 pub mod authn;
 pub mod authz;
 pub mod negotiation;
+pub mod rejection;
 pub mod review_budget;
 pub mod review_cache;
 pub mod router;
@@ -27,13 +31,10 @@ pub mod wire;
 
 pub mod discovery;
 pub mod health;
-pub mod memory;
-pub mod metrics;
-pub mod rejection;
-pub mod reload;
-pub mod request_info;
 
 pub mod logging;
+pub mod memory;
+pub mod metrics;
 mod serve;
 pub mod shutdown;
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Sockets: accept, TLS, HTTP/1.1 and HTTP/2, and the end of each connection.
 //!
-//! Used for both listeners. It knows who is at the other end only as the certificates that were shown, and nothing of what
-//! is asked; whoever does tells it ([`Exchange::becomes_known`]), because strangers must not take the places of others. Every wait that a peer could stretch has a deadline, but for two: a watch that takes its time, which is cut by who
-//! gave it ([`Exchange::cut`]), and an answer over HTTP/1.1 that is taken slowly.
+//! Used for both listeners. Of the other end it knows the certificates that were shown, and nothing of what is asked; whoever does
+//! says so ([`Exchange::becomes_known`]), because strangers must not take the places of others.
+//!
+//! Every wait that a peer could stretch has a deadline, but for two: a watch that takes its time, which is cut by who gave it
+//! ([`Exchange::cut`]), and an answer over HTTP/1.1 that is taken slowly.
 
 mod exchange;
 mod guests;
@@ -140,6 +142,17 @@ pub enum KnownBy {
     Request,
 }
 
+/// Every word for why a connection never became a request.
+pub const REFUSALS: [&str; 7] = [
+    "client_certificate",
+    "crowded_out",
+    "handshake",
+    "handshake_timeout",
+    "no_request",
+    "plain_http",
+    "too_many_connections",
+];
+
 /// A bound socket with its TLS configuration.
 pub struct Listener {
     /// Not yet anybody's runtime's: the listeners are served on different ones.
@@ -217,7 +230,9 @@ async fn accept(tcp: &TcpListener, guests: &Guests, stop: &CancellationToken) ->
                 Err(error) => {
                     // A peer that left at once, or we are out of descriptors: neither is a reason to stop serving.
                     warn!(%error, "cannot accept a connection");
-                    guests.send_first_away();
+                    if error.kind() != std::io::ErrorKind::ConnectionAborted {
+                        guests.send_first_away();
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -10,9 +10,8 @@ use crate::listener;
 use crate::serve::Config;
 use crate::watch;
 
-/// Program text that is in use, runtimes, discovery documents, caches of reviews (9 MiB at most, see `authz`) and
-/// of tokens (8 MiB, see `authn::tokens`), and what the
-/// allocator keeps. An idle server takes less than half of it.
+/// Program text that is in use, runtimes, discovery documents, caches of reviews (9 MiB at most, see `authz`) and of tokens
+/// (8 MiB, see `authn::tokens`), and what the allocator keeps. An idle server takes less than half of it.
 const BASE_BYTES: u64 = 48 << 20;
 
 /// How many terms there are.

@@ -12,7 +12,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::attribution::Dispute;
 use crate::ingest::truncate::Excess;
-use crate::listener::Retirement;
+use crate::listener::{REFUSALS, Retirement};
 use crate::memory::Term;
 use crate::rejection::IngestRejection;
 use crate::reload::RELOADED;
@@ -55,7 +55,7 @@ pub struct ReloadMetrics {
     /// Times that files were read again, by which (see [`RELOADED`]) and outcome: `success`, `failure`.
     pub reloads: Family<FileOutcome, Counter>,
     /// When the certificate that is served expires, in seconds since 1970, by listener.
-    pub expiration: Family<Listener, Gauge>,
+    pub expiration: Family<ListenerLabel, Gauge>,
 }
 
 /// What arrived from kube-apiserver.
@@ -167,7 +167,7 @@ pub struct Code {
 
 /// A label.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Listener {
+pub struct ListenerLabel {
     /// Which.
     pub listener: &'static str,
 }
@@ -202,8 +202,7 @@ impl Metrics {
         let (listener, ingest, bus) = (ListenerMetrics::default(), IngestMetrics::default(), BusMetrics::default());
         let (watch, access) = (WatchMetrics::default(), AccessMetrics::default());
         let reload = ReloadMetrics::default();
-        exist_from_the_start(&listener, &ingest, &watch, &access);
-        reload.exist_from_the_start();
+        exist_from_the_start(&listener, &ingest, &watch, &access, &reload);
         register_input(&mut registry, &listener, &ingest);
         register_reload(&mut registry, &reload);
         register_bus(&mut registry, &bus);
@@ -246,14 +245,16 @@ fn exist_from_the_start(
     ingest: &IngestMetrics,
     watch: &WatchMetrics,
     access: &AccessMetrics,
+    reload: &ReloadMetrics,
 ) {
     for listener in ["api", "webhook"] {
         for retirement in Retirement::ALL {
             let labels = ListenerReason { listener, reason: retirement.as_str() };
             drop(listeners.retired_connections.get_or_create(&labels));
         }
-        let labels = ListenerReason { listener, reason: "crowded_out" };
-        drop(listeners.refused_connections.get_or_create(&labels));
+        for reason in REFUSALS {
+            drop(listeners.refused_connections.get_or_create(&ListenerReason { listener, reason }));
+        }
     }
     for reason in IngestRejection::REASONS {
         drop(ingest.rejected_requests.get_or_create(&Reason { reason }));
@@ -280,20 +281,17 @@ fn exist_from_the_start(
     for purpose in [Purpose::LEASE, Purpose::QUESTION] {
         drop(access.turned_away.get_or_create(&purpose));
     }
+    for file in RELOADED {
+        for outcome in ["failure", "success"] {
+            drop(reload.reloads.get_or_create(&FileOutcome { file, outcome }));
+        }
+    }
 }
 
 impl ReloadMetrics {
     /// Of a listener's serving certificate.
     pub fn expiration_of(&self, listener: &'static str) -> Gauge {
-        self.expiration.get_or_create(&Listener { listener }).clone()
-    }
-
-    fn exist_from_the_start(&self) {
-        for file in RELOADED {
-            for outcome in ["failure", "success"] {
-                drop(self.reloads.get_or_create(&FileOutcome { file, outcome }));
-            }
-        }
+        self.expiration.get_or_create(&ListenerLabel { listener }).clone()
     }
 }
 

@@ -122,7 +122,7 @@ impl Rejection {
                 Self::Forbidden { user: user.to_owned(), attributes: attributes.clone(), reason }
             }
             Refusal::Unknown => Self::ReviewFailed,
-            Refusal::Busy => Self::TooManyReviews,
+            Refusal::Exhausted => Self::TooManyReviews,
         }
     }
 
@@ -140,7 +140,9 @@ impl Rejection {
     pub fn status(&self) -> Status {
         match self {
             Self::Unauthorized => Status::failure(401, "Unauthorized", "Unauthorized"),
-            Self::TrustNotLoaded => retry_later(503, "ServiceUnavailable", "the front proxy's CA is not loaded yet"),
+            Self::TrustNotLoaded => {
+                retry_later(503, "ServiceUnavailable", "the CAs that certificates are judged by are not loaded yet")
+            }
             Self::Forbidden { user, attributes, reason } => forbidden(user, attributes, reason),
             Self::ReviewFailed => Status::failure(
                 500,

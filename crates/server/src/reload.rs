@@ -84,7 +84,7 @@ impl Reload {
 }
 
 impl Files {
-    /// As they are when [`Self::changed`] first looks, which it therefore calls a change: what was read before is older.
+    /// Not looked at yet: the first call of [`Self::changed`] returns at once.
     pub fn new(paths: Vec<PathBuf>) -> Self {
         Self { paths, seen: None }
     }

@@ -11,9 +11,13 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use quick_cache::sync::Cache;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::metrics::Purpose;
 
 /// Reviews under way at a time, for leases and for questions each; every one takes a connection of its own.
 const UNDER_WAY: usize = 100;
@@ -68,6 +72,7 @@ pub struct ReviewBudget {
     hasher: RandomState,
     leases: Semaphore,
     questions: Semaphore,
+    turned_away: Family<Purpose, Counter>,
 }
 
 /// How many may pass: one each `interval`, and after a pause as many as fit into `depth`.
@@ -82,8 +87,8 @@ struct Bucket {
 // === impl ReviewBudget ===
 
 impl ReviewBudget {
-    /// A budget of so many reviews a second.
-    pub fn new(per_second: NonZeroU32) -> Self {
+    /// A budget of so many reviews a second, which counts whom it turns away.
+    pub fn new(per_second: NonZeroU32, turned_away: Family<Purpose, Counter>) -> Self {
         let interval = DEPTH / per_second.get();
         let share_interval = interval * SHARES;
         Self {
@@ -93,6 +98,7 @@ impl ReviewBudget {
             hasher: RandomState::new(),
             leases: Semaphore::new(UNDER_WAY),
             questions: Semaphore::new(UNDER_WAY),
+            turned_away,
         }
     }
 
@@ -101,32 +107,46 @@ impl ReviewBudget {
     /// # Errors
     /// If the budget, but for what leases need, or this asker's part of it is used up.
     pub fn question(&self, asker: Asker<'_>) -> Result<Turn<'_>, Exhausted> {
-        let under_way = self.questions.try_acquire().map_err(|_| Exhausted)?;
+        self.room_for_question(asker).ok_or_else(|| self.turn_away(Purpose::QUESTION))
+    }
+
+    fn room_for_question(&self, asker: Asker<'_>) -> Option<Turn<'_>> {
+        let under_way = self.questions.try_acquire().ok()?;
         let share = self.share_of(asker);
         let (mut share, mut total, now) = (lock(&share), lock(&self.total), Instant::now());
         if !share.holds(Duration::ZERO, now) || !total.holds(RESERVED, now) {
-            return Err(Exhausted);
+            return None;
         }
         share.take(now);
         total.take(now);
-        Ok(Turn { _under_way: under_way })
+        Some(Turn { _under_way: under_way })
     }
 
     /// Room for the review of a lease, when its turn has come. Cancel-safe, but the turn is used up.
     ///
     /// # Errors
-    /// If it would not come in time to be of use.
-    pub async fn lease(&self) -> Result<Turn<'_>, Exhausted> {
+    /// If it does not come by the deadline, or would come too late to be of use.
+    pub async fn lease(&self, deadline: Instant) -> Result<Turn<'_>, Exhausted> {
+        let room = timeout_at(deadline, self.room_for_lease()).await;
+        room.ok().flatten().ok_or_else(|| self.turn_away(Purpose::LEASE))
+    }
+
+    async fn room_for_lease(&self) -> Option<Turn<'_>> {
         let turn = {
             let (mut total, now) = (lock(&self.total), Instant::now());
             if total.empty_at > now + LONGEST_TURN {
-                return Err(Exhausted);
+                return None;
             }
             total.take(now)
         };
         sleep_until(turn).await;
-        let under_way = self.leases.acquire().await.map_err(|_| Exhausted)?;
-        Ok(Turn { _under_way: under_way })
+        let under_way = self.leases.acquire().await.ok()?;
+        Some(Turn { _under_way: under_way })
+    }
+
+    fn turn_away(&self, purpose: Purpose) -> Exhausted {
+        self.turned_away.get_or_create(&purpose).inc();
+        Exhausted
     }
 
     fn share_of(&self, asker: Asker<'_>) -> Arc<Mutex<Bucket>> {
@@ -141,7 +161,7 @@ impl ReviewBudget {
 impl Bucket {
     fn full(interval: Duration, depth: Duration) -> Self {
         let now = Instant::now();
-        // Where the clock has not run for that long yet, it fills in a moment.
+        // Just after boot the clock cannot be set back that far: then it begins empty.
         Self { interval, depth, empty_at: now.checked_sub(depth).unwrap_or(now) }
     }
 
@@ -174,7 +194,7 @@ mod tests {
     use super::*;
 
     fn budget(per_second: u32) -> ReviewBudget {
-        ReviewBudget::new(NonZeroU32::new(per_second).unwrap())
+        ReviewBudget::new(NonZeroU32::new(per_second).unwrap(), Family::default())
     }
 
     /// How many of so many questions by different people find room.
@@ -188,7 +208,7 @@ mod tests {
         let budget = budget(200);
         assert_eq!(admitted(&budget, 300), 100);
         for _ in 0..100 {
-            let turn = budget.lease();
+            let turn = budget.lease(Instant::now() + Duration::from_secs(3));
             assert!(tokio::time::timeout(Duration::ZERO, turn).await.unwrap().is_ok());
         }
         assert_eq!(admitted(&budget, 1), 0);
@@ -211,7 +231,8 @@ mod tests {
     async fn leases_wait_for_their_turn_and_no_longer_than_is_of_use() {
         let budget = budget(10);
         let began = Instant::now();
-        let leases = futures::future::join_all((0..40).map(|_| budget.lease())).await;
+        let leases =
+            futures::future::join_all((0..40).map(|_| budget.lease(Instant::now() + Duration::from_secs(3)))).await;
         let turns = leases.iter().filter(|turn| turn.is_ok()).count();
         // A second's worth at once, and two seconds' worth of waiting; who finds the queue just full has one turn more.
         assert_eq!((turns, began.elapsed().as_millis()), (31, 2100));
@@ -223,7 +244,10 @@ mod tests {
         let names: Vec<_> = (0..1000).map(|number| format!("user-{number}")).collect();
         let turns: Vec<_> = names.iter().filter_map(|name| budget.question(Asker::User(name)).ok()).collect();
         assert_eq!(turns.len(), UNDER_WAY);
-        assert!(budget.lease().await.is_ok(), "questions under way keep no lease waiting");
+        assert!(
+            budget.lease(Instant::now() + Duration::from_secs(3)).await.is_ok(),
+            "questions under way keep no lease waiting"
+        );
         drop(turns);
         assert!(budget.question(Asker::User("one")).is_ok());
     }

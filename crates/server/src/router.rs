@@ -85,6 +85,10 @@ impl Router {
 
     async fn answer<B>(&self, peer: &Peer, request: &Request<B>, audit_id: &str) -> Result<Response<Body>, Rejection> {
         let path = decoded(request.uri().path()).ok_or(Rejection::BrokenEscape)?;
+        if health::OPEN.contains(&&*path) && !self.authenticator.ready() {
+            // Told to everybody, so there is nothing to wait for until a certificate can be judged.
+            return self.serve_path(&User::anonymous(), request, &path).await;
+        }
         let Caller { user, way } = self.authenticator.authenticate(peer, request.headers()).await?;
         let has_room = match way {
             Way::FrontProxy => exchange(request).becomes_known(KnownAs::ApiServer),
@@ -134,21 +138,15 @@ impl Router {
         if let Some(response) = self.health.answer(path, request.uri().query().unwrap_or_default()) {
             return Ok(response);
         }
-        let read_only = matches!(*request.method(), Method::GET | Method::HEAD);
-        let response = if path == "/metrics" {
-            Some(self.scrape())
-        } else {
-            match self.documents.answer(path, request.uri().query(), request.headers()) {
-                Some(Answer::Response(response)) => Some(response.map(wire::whole)),
-                Some(Answer::NotAcceptable(accepted)) if read_only => return Err(Rejection::NotAcceptable(accepted)),
-                Some(Answer::NotAcceptable(_)) => return Err(Rejection::MethodNotAllowed),
-                None => None,
-            }
-        };
-        match response {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        if path == "/metrics" {
+            return if reads { Ok(self.scrape()) } else { Err(Rejection::MethodNotAllowed) };
+        }
+        match self.documents.answer(path, request.uri().query(), request.headers()) {
             None => Err(Rejection::NotFound),
-            Some(_) if !read_only => Err(Rejection::MethodNotAllowed),
-            Some(response) => Ok(response),
+            Some(_) if !reads => Err(Rejection::MethodNotAllowed),
+            Some(Answer::NotAcceptable(accepted)) => Err(Rejection::NotAcceptable(accepted)),
+            Some(Answer::Response(response)) => Ok(response.map(wire::whole)),
         }
     }
 

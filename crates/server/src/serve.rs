@@ -48,8 +48,8 @@ use crate::watch::{self, Closing, Dispatcher, Watches};
 /// lives on with the last watch that it has, and has at least one.
 const SPARE_CONNECTIONS: usize = 1000;
 
-/// As many as there may be watches by default: all of them broken off at once are no reason to end a connection. Each costs
-/// its headers until it is read: 10,000 × 64 KiB at the very worst.
+/// As many as there may be watches by default, and more than a connection is read in one turn (see `listener::unhurried`): all of them
+/// broken off at once are no reason to end a connection, which is everybody's.
 const MAX_RESETS: usize = 10_000;
 
 /// A kube-apiserver keeps one HTTP/2 connection; 32 sources with some that have not noticed yet that theirs is gone.
@@ -163,7 +163,7 @@ impl Server {
         let (own, batches) = (Arc::clone(&own_username), Arc::clone(&bus));
         let closed = CancellationToken::new();
         let ingest = Ingest::new(config.ingest, tls.client_ca, batches, closed.clone(), own, metrics.ingest.clone());
-        let budget = Arc::new(ReviewBudget::new(config.review_qps));
+        let budget = Arc::new(ReviewBudget::new(config.review_qps, metrics.access.turned_away.clone()));
         let ttl = config.token_cache_ttl;
         let tokens = Tokens::new(authentication_client.clone(), ttl, Arc::clone(&budget), metrics.access.clone());
         let authenticator = Arc::new(Authenticator::new(tokens));
@@ -342,7 +342,7 @@ impl Tls {
         let verifier = Arc::clone(&client_ca);
         let (reload_webhook, webhook) = Reload::begin(
             "webhook_serving",
-            "--webhook-tls-cert-file, --webhook-tls-private-key-file",
+            "--webhook-tls-cert-file, --webhook-tls-private-key-file (or --tls-cert-file, --tls-private-key-file)",
             webhook.paths(),
             || ServerTls::read(webhook, min, verifier, metrics.expiration_of("webhook")),
             ServerTls::read_again,

@@ -68,14 +68,15 @@ impl Reviewer {
 
     /// An authorizer that asks so many times a second.
     pub(crate) fn authorizer_with(self: &Arc<Self>, review_qps: u32) -> Arc<Authorizer> {
-        let budget = Arc::new(ReviewBudget::new(NonZeroU32::new(review_qps).unwrap()));
+        let metrics = AccessMetrics::default();
+        let budget = Arc::new(ReviewBudget::new(NonZeroU32::new(review_qps).unwrap(), metrics.turned_away.clone()));
         let reviewer = Arc::clone(self);
         let service = tower::service_fn(move |request: Request<Body>| {
             let reviewer = Arc::clone(&reviewer);
             async move { Ok::<_, Infallible>(reviewer.answer(request).await) }
         });
         let ttl = CacheTtl { authorized: Duration::from_secs(10), unauthorized: Duration::from_secs(10) };
-        Arc::new(Authorizer::new(Client::new(service, "default"), ttl, budget, AccessMetrics::default()))
+        Arc::new(Authorizer::new(Client::new(service, "default"), ttl, budget, metrics))
     }
 
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
@@ -127,7 +128,7 @@ impl TokenReviewer {
             let reviewer = Arc::clone(&reviewer);
             async move { Ok::<_, Infallible>(reviewer.answer(request).await) }
         });
-        let budget = Arc::new(ReviewBudget::new(NonZeroU32::new(200).unwrap()));
+        let budget = Arc::new(ReviewBudget::new(NonZeroU32::new(200).unwrap(), Default::default()));
         Tokens::new(Client::new(service, "default"), Self::TTL, budget, AccessMetrics::default())
     }
 

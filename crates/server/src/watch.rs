@@ -524,7 +524,7 @@ impl Watch {
     fn end_of_lease(&mut self, refusal: Refusal) {
         let reason = match refusal {
             Refusal::Denied(_) => "forbidden",
-            Refusal::Unknown | Refusal::Busy => "unconfirmed",
+            Refusal::Unknown | Refusal::Exhausted => "unconfirmed",
         };
         let Reader { username, attributes, .. } = &self.reader;
         let rejection = Rejection::of(refusal, username, attributes);

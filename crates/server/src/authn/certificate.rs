@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use x509_parser::der_parser::{Oid, oid};
-use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
+use x509_parser::oid_registry::OID_X509_ORGANIZATION_NAME;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use super::{Opinion, User};
-use crate::certs::CaBundle;
+use crate::certs::{self, CaBundle};
 
 /// Upstream's attribute for a user's UID (`k8s.io/apimachinery/pkg/util/asn1`).
 const OID_KUBERNETES_UID: Oid<'static> = oid!(1.3.6.1.4.1.57683.2);
@@ -53,7 +53,7 @@ impl Subject {
         if !uids.is_empty() || uid.as_deref() == Some("") {
             return None;
         }
-        let name = all(subject, &OID_X509_COMMON_NAME)?.pop().unwrap_or_default();
+        let name = certs::common_name(subject).ok()?.unwrap_or_default();
         Some(Self { name, uid, groups: all(subject, &OID_X509_ORGANIZATION_NAME)? })
     }
 }

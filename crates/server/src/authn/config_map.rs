@@ -13,9 +13,9 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tracing::{info, warn};
 
+use super::Authenticator;
 use super::files::TrustFiles;
 use super::front_proxy::FrontProxyTrust;
-use super::{Authenticator, Trust};
 use crate::certs::CaBundle;
 
 const NAMESPACE: &str = "kube-system";
@@ -48,50 +48,67 @@ pub async fn watch(client: Client, authenticator: Arc<Authenticator>, files: Tru
     }
 }
 
+/// What the ConfigMap says of one thing.
+enum Said<T> {
+    This(T),
+    Nothing,
+    /// It says something that is not usable.
+    Unusable,
+}
+
 /// Takes over what the ConfigMap says now, in one step, so that no request sees half of it.
 pub(super) fn adopt(data: &BTreeMap<String, String>, authenticator: &Authenticator, files: &TrustFiles) {
+    // Read before the change, for which every request waits.
+    let clients = if files.client_ca.is_none() { client_ca(data) } else { Said::Nothing };
+    let front_proxy = if files.front_proxy.is_none() { front_proxy(data) } else { Said::Nothing };
     authenticator.change(|trust| {
-        trust.loaded = true;
-        if files.client_ca.is_none() {
-            adopt_client_ca(data, trust);
+        // Not ready with a part that cannot be read, as long as there is no good one: whom it is about would be refused.
+        trust.loaded |= !matches!(clients, Said::Unusable) && !matches!(front_proxy, Said::Unusable);
+        if let Said::This(clients) = clients {
+            trust.clients = Some(Arc::new(clients));
         }
-        if files.front_proxy.is_none() {
-            adopt_front_proxy(data, trust);
+        if let Said::This(front_proxy) = front_proxy {
+            trust.front_proxy = Some(Arc::new(front_proxy));
         }
     });
 }
 
-fn adopt_client_ca(data: &BTreeMap<String, String>, trust: &mut Trust) {
+fn client_ca(data: &BTreeMap<String, String>) -> Said<CaBundle> {
     match data.get(CLIENT_CA).map(|pem| CaBundle::parse(pem.as_bytes())) {
         Some(Ok(clients)) => {
             info!("loaded the CA of clients from configmap {NAMESPACE}/{NAME}");
-            trust.clients = Some(Arc::new(clients));
+            Said::This(clients)
         }
         Some(Err(error)) => {
             let error = format!("{error:#}");
             warn!(error, "{CLIENT_CA} of configmap {NAMESPACE}/{NAME} is not usable, the last good one stays");
+            Said::Unusable
         }
         // Some clusters have none (kubernetes/kubernetes#65724).
-        None => info!("configmap {NAMESPACE}/{NAME} has no {CLIENT_CA}, what was known before stays"),
+        None => {
+            info!("configmap {NAMESPACE}/{NAME} has no {CLIENT_CA}, what was known before stays");
+            Said::Nothing
+        }
     }
 }
 
-fn adopt_front_proxy(data: &BTreeMap<String, String>, trust: &mut Trust) {
+fn front_proxy(data: &BTreeMap<String, String>) -> Said<FrontProxyTrust> {
     match FrontProxyTrust::from_config_map(data) {
         Ok(Some(front_proxy)) => {
             info!("loaded the front proxy's CA from configmap {NAMESPACE}/{NAME}");
-            trust.front_proxy = Some(Arc::new(front_proxy));
+            Said::This(front_proxy)
         }
-        Ok(None) if trust.front_proxy.is_some() => {
-            warn!("configmap {NAMESPACE}/{NAME} has no front proxy's CA any more, the last good one stays");
+        Ok(None) => {
+            warn!(
+                "configmap {NAMESPACE}/{NAME} has no requestheader-client-ca-file, because kube-apiserver runs without the flag of \
+                 that name: no front proxy is trusted but one that was known before"
+            );
+            Said::Nothing
         }
-        Ok(None) => warn!(
-            "no front proxy is trusted: configmap {NAMESPACE}/{NAME} has no requestheader-client-ca-file, because \
-             kube-apiserver runs without the flag of that name"
-        ),
         Err(error) => {
             let error = format!("{error:#}");
             warn!(error, "the front proxy of configmap {NAMESPACE}/{NAME} is not usable, the last good one stays");
+            Said::Unusable
         }
     }
 }

@@ -51,13 +51,10 @@ impl TrustFiles {
 
 async fn follow<F>(file: &'static str, flag: &'static str, paths: Vec<PathBuf>, load: F) -> Result<Reload>
 where
-    F: Fn() -> Result<()> + Send + Sync + 'static,
+    F: Fn() -> Result<()> + Clone + Send + 'static,
 {
-    let read = || {
-        load()?;
-        Ok(load)
-    };
-    let (reload, _) = Reload::begin(file, flag, paths, read, |load| load()).await?;
+    let again = load.clone();
+    let (reload, _) = Reload::begin(file, flag, paths, load, move |()| again()).await?;
     Ok(reload)
 }
 

@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 use super::certificate::Subject;
 use super::{Opinion, User};
 use crate::certs::CaBundle;
+use crate::request_info::has_whole_escapes;
 
 /// What the front proxy is known by. Only header names that are listed here count.
 #[derive(Debug)]
@@ -125,8 +126,7 @@ fn after_prefix<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
 
 /// Percent-decoded, or as it is where an escape is no escape or the result no text, as upstream.
 fn decoded(key: &str) -> String {
-    let is_escape = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
-    if key.split('%').skip(1).all(is_escape)
+    if has_whole_escapes(key)
         && let Ok(decoded) = percent_decode_str(key).decode_utf8()
     {
         return decoded.into_owned();

@@ -325,6 +325,18 @@ async fn each_part_of_the_config_map_is_judged_alone() {
 }
 
 #[tokio::test]
+async fn a_config_map_that_cannot_be_used_makes_nobody_ready() {
+    let front_proxy = FrontProxy::new();
+    let authenticator = Authenticator::default();
+    for broken in [("requestheader-group-headers", "{"), ("client-ca-file", "not PEM")] {
+        config_map::adopt(&front_proxy.config_map(&[broken]), &authenticator, &TrustFiles::default());
+        assert!(!authenticator.ready(), "{broken:?}");
+    }
+    config_map::adopt(&front_proxy.config_map(&[]), &authenticator, &TrustFiles::default());
+    assert!(authenticator.ready());
+}
+
+#[tokio::test]
 async fn a_config_map_without_a_front_proxy_is_read_all_the_same() {
     let authenticator = Authenticator::default();
     config_map::adopt(&BTreeMap::new(), &authenticator, &TrustFiles::default());

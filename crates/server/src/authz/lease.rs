@@ -76,7 +76,7 @@ impl Lease {
             };
             match term.take(review) {
                 Ok(()) => {}
-                Err(Refusal::Unknown | Refusal::Busy) => term.next_try = Instant::now() + RETRY_AFTER,
+                Err(Refusal::Unknown | Refusal::Exhausted) => term.next_try = Instant::now() + RETRY_AFTER,
                 Err(denied @ Refusal::Denied(_)) => return denied,
             }
         }

@@ -119,13 +119,15 @@ impl Exchange {
     pub(super) fn begin() -> Self {
         let scope = SCOPE.with(Arc::clone);
         let number = scope.begun.fetch_add(1, Ordering::Relaxed) + 1;
-        scope.connection.begun.notify_one();
         Self { scope, number }
     }
 
     /// Its connection has a request under way until this is dropped.
     pub(super) fn under_way(&self) -> TaskTrackerToken {
-        self.scope.connection.under_way.token()
+        let token = self.scope.connection.under_way.token();
+        // Behind the token: who is told looks whether there is one.
+        self.scope.connection.begun.notify_one();
+        token
     }
 
     /// Says that it is somebody's who is known, and so is its connection from now on: no stranger takes its place. Whether

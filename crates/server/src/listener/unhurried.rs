@@ -3,8 +3,7 @@
 //! A stream that its peer has reset counts no longer against what may be open at a time, but its task is there until it has had
 //! its turn. A peer that opens and resets as fast as it can write would make tens of thousands of those, one after the other. So
 //! a connection lets others have their turn when it has read a little, and where there are more tasks than there may be streams,
-//! the socket waits: a storm on one connection, even on the one that all
-//! users share, delays that connection and ends nothing.
+//! the socket waits: a storm on one connection, even on the one that all users share, delays that connection and ends nothing.
 
 use std::io;
 use std::pin::Pin;
