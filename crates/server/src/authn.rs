@@ -19,7 +19,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use kube::Client;
 use rustls_pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::timeout;
 use tracing::error;
 
@@ -33,7 +33,11 @@ const ANONYMOUS: &str = "system:anonymous";
 const AUTHENTICATED_GROUP: &str = "system:authenticated";
 const UNAUTHENTICATED_GROUP: &str = "system:unauthenticated";
 
-/// How long a certificate waits to be judged while no CA is known yet. The listener bounds who waits.
+/// Requests that wait at a time and of which no certificate says whose they are. Any stranger's can be one, and each holds its headers,
+/// of 64 KiB as they are counted on the wire and up to 150 KiB as they are kept: 38 MiB.
+const MAX_WAITING: usize = 256;
+
+/// How long a certificate waits to be judged while no CA is known yet.
 const TRUST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Who is asking, as a `SubjectAccessReview` wants it.
@@ -50,12 +54,14 @@ pub struct User {
 }
 
 /// Who is asking, and how that is known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
+#[derive(Debug)]
+pub struct Caller<'a> {
     /// Who.
     pub user: User,
     /// How.
     pub way: Way,
+    /// Of those whom no certificate vouches for, until they are answered.
+    pub waiting: Option<SemaphorePermit<'a>>,
 }
 
 /// How it is known who is asking.
@@ -100,6 +106,8 @@ pub enum Opinion {
 pub struct Authenticator {
     trust: watch::Sender<Arc<Trust>>,
     tokens: Tokens,
+    /// One for each request that waits, for kube-apiserver mostly, and of which no certificate says whose it is.
+    waiting: Semaphore,
 }
 
 /// By what certificates are judged.
@@ -126,7 +134,7 @@ pub async fn keep_in_step(client: Client, authenticator: Arc<Authenticator>, fil
 impl Authenticator {
     /// Trusts no certificate yet.
     pub fn new(tokens: Tokens) -> Self {
-        Self { trust: watch::Sender::default(), tokens }
+        Self { trust: watch::Sender::default(), tokens, waiting: Semaphore::new(MAX_WAITING) }
     }
 
     /// Whether it was read once what certificates are judged by. Until then only tokens and anonymous can be told apart.
@@ -138,29 +146,33 @@ impl Authenticator {
     ///
     /// # Errors
     /// If a credential was presented and is not good, or cannot be judged now.
-    pub async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller, Refused> {
+    pub async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Caller<'_>, Refused> {
         let by_certificate = match &*peer.certificates {
             [] => Opinion::None,
             chain => self.trust().await?.identify(chain, headers),
         };
-        let opinion = match by_certificate {
-            Opinion::None => self.tokens.identify(headers, peer.address.ip()).await?,
-            Opinion::Bad => match self.tokens.identify(headers, peer.address.ip()).await? {
-                Opinion::User(user) => Opinion::User(user),
-                _ => Opinion::Bad,
-            },
-            decided => decided,
+        let known = |user: User, way, waiting| Ok(Caller { user: user.with_implied_groups(), way, waiting });
+        let is_bad = match by_certificate {
+            Opinion::Proxied(user) => return known(user, Way::FrontProxy, None),
+            Opinion::User(user) => return known(user, Way::Credential, None),
+            Opinion::Ambiguous => return Err(Refused::Unauthorized),
+            Opinion::Bad => true,
+            Opinion::None => false,
         };
-        match opinion {
-            Opinion::Proxied(user) => Ok(Caller { user: user.with_implied_groups(), way: Way::FrontProxy }),
-            Opinion::User(user) => Ok(Caller { user: user.with_implied_groups(), way: Way::Credential }),
-            Opinion::None => Ok(Caller { user: User::anonymous(), way: Way::None }),
-            Opinion::Bad | Opinion::Ambiguous => Err(Refused::Unauthorized),
+        let waiting = Some(self.waiting.try_acquire().map_err(|_| Refused::Exhausted)?);
+        match self.tokens.identify(headers, peer.address.ip()).await? {
+            Opinion::User(user) => known(user, Way::Credential, waiting),
+            Opinion::None if !is_bad => known(User::anonymous(), Way::None, waiting),
+            _ => Err(Refused::Unauthorized),
         }
     }
 
     /// What is trusted now, or as soon as it is known.
     async fn trust(&self) -> Result<Arc<Trust>, Refused> {
+        if self.ready() {
+            return Ok(Arc::clone(&self.trust.borrow()));
+        }
+        let _waiting = self.waiting.try_acquire().map_err(|_| Refused::TrustNotLoaded)?;
         let mut trust = self.trust.subscribe();
         match timeout(TRUST_TIMEOUT, trust.wait_for(|trust| trust.loaded)).await {
             Ok(Ok(trust)) => Ok(Arc::clone(&trust)),

@@ -34,6 +34,10 @@ const CACHED_ANSWERS: usize = 8192;
 /// The longest reason of a denial that is kept and told: RBAC's are a sentence.
 const MAX_REASON_BYTES: usize = 1024;
 
+/// What opens a watch was asked for no longer ago, so that its lease is not to be renewed at once: reviews of leases are not charged to
+/// their user, and who opens and leaves without end would have as many as they like. So a user's twenty watches have five a second.
+const OPENING_AGE: Duration = Duration::from_secs(4);
+
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attributes {
@@ -128,6 +132,14 @@ type Denial = Option<Arc<str>>;
 
 type Review = Answer<Denial>;
 
+// === impl Attributes ===
+
+impl Attributes {
+    fn is_watch(&self) -> bool {
+        matches!(self, Self::Resource(asked) if asked.verb == "watch")
+    }
+}
+
 // === impl Authorizer ===
 
 impl Authorizer {
@@ -143,7 +155,8 @@ impl Authorizer {
         }
     }
 
-    /// Whether `user` may do what `attributes` say. Dropping the future abandons the question.
+    /// Whether `user` may do what `attributes` say, by an answer that the cache still takes for good, and that is no older than
+    /// [`OPENING_AGE`] if it is a watch. Dropping the future abandons the question.
     ///
     /// # Errors
     /// If not, or if it cannot be found out.
@@ -152,12 +165,13 @@ impl Authorizer {
             return Ok(Grant { reviewed: None });
         }
         let request = Arc::new(ReviewRequest::new(user, attributes));
-        let review = self.review(&request, Duration::MAX, For::Question(&user.name)).await?;
+        let max_age = if attributes.is_watch() { OPENING_AGE } else { Duration::MAX };
+        let review = self.review(&request, max_age, For::Question(&user.name)).await?;
         let started = allowed(review)?;
         Ok(Grant { reviewed: Some((request, started)) })
     }
 
-    /// An answer that is younger than `max_age` and than the cache's limit for its kind.
+    /// An answer that is younger than the cache's limit for its kind and, if it is a yes, than `max_age`.
     ///
     /// Who finds no room leaves the review to the next who waits for it: a lease is not refused with a question.
     async fn review(&self, request: &ReviewRequest, max_age: Duration, purpose: For<'_>) -> Result<Review, Refusal> {
@@ -171,8 +185,9 @@ impl Authorizer {
     }
 
     fn fresh(&self, review: &Review, max_age: Duration) -> bool {
-        let ttl = if review.value.is_none() { self.ttl.authorized } else { self.ttl.unauthorized };
-        review.started.elapsed() < ttl.min(max_age)
+        let is_allowed = review.value.is_none();
+        let ttl = if is_allowed { self.ttl.authorized.min(max_age) } else { self.ttl.unauthorized };
+        review.started.elapsed() < ttl
     }
 
     /// Room for a review. A lease that finds none in time is one whose review is not answered.
@@ -189,8 +204,13 @@ impl Authorizer {
         let answer = timeout_at(deadline, self.reviews.create(&PostParams::default(), &review)).await;
         let status = match answer {
             Ok(Ok(review)) => review.status,
-            Ok(Err(error)) => {
-                warn!(%error, "a SubjectAccessReview failed, the request is refused");
+            // Not its text: kube-apiserver may quote what it was sent.
+            Ok(Err(kube::Error::Api(status))) => {
+                warn!(code = status.code, "a SubjectAccessReview failed, the request is refused");
+                None
+            }
+            Ok(Err(_)) => {
+                warn!("a SubjectAccessReview failed without an answer, the request is refused");
                 None
             }
             Err(_) => {

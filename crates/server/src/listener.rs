@@ -32,11 +32,12 @@ use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, warn};
 
 use crate::metrics::{ListenerMetrics, ListenerReason};
@@ -101,6 +102,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Server<H> {
     config: Config,
     handler: H,
+    handshakes: Handle,
     stop: CancellationToken,
     /// Connections, and the streams of those that speak HTTP/2.
     tasks: TaskTracker,
@@ -187,7 +189,9 @@ impl Listener {
 
     /// Accepts until `stop`, then lets every connection finish the requests it has, and returns when the last is gone.
     /// How long that may take is the caller's to bound.
-    pub async fn serve<H, F>(self, handler: H, stop: CancellationToken)
+    ///
+    /// Hands are shaken on the runtime of `handshakes`: strangers can cause as many as they like.
+    pub async fn serve<H, F>(self, handler: H, handshakes: Handle, stop: CancellationToken)
     where
         H: Fn(Arc<Peer>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
@@ -196,9 +200,9 @@ impl Listener {
         let tcp = TcpListener::from_std(tcp).expect("the socket was made non-blocking");
         let guests = Guests::new(MAX_GUESTS, config.max_connections);
         let tasks = TaskTracker::new();
-        let server = Server { config, handler, stop, tasks, metrics };
+        let server = Server { config, handler, handshakes, stop, tasks, metrics };
         while let Some((stream, address)) = accept(&tcp, &guests, &server.stop).await {
-            let (place, acceptor) = (Arc::new(guests.enter()), TlsAcceptor::from(tls.load_full()));
+            let (place, acceptor) = (Arc::new(guests.enter(address.ip())), TlsAcceptor::from(tls.load_full()));
             let connection = server.clone().welcome(stream, address, acceptor, place);
             server.tasks.spawn(connection);
         }
@@ -231,7 +235,7 @@ async fn accept(tcp: &TcpListener, guests: &Guests, stop: &CancellationToken) ->
                     // A peer that left at once, or we are out of descriptors: neither is a reason to stop serving.
                     warn!(%error, "cannot accept a connection");
                     if error.kind() != std::io::ErrorKind::ConnectionAborted {
-                        guests.send_first_away();
+                        guests.send_one_away();
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -287,7 +291,9 @@ where
     async fn welcome(self, stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, place: Arc<Place>) {
         let (metrics, Config { name: listener, known_by, .. }) = (self.metrics.clone(), self.config);
         let connection = async {
-            let stream = handshake(stream, acceptor).await?;
+            let shaking_hands = self.tasks.spawn_on(handshake(stream, acceptor), &self.handshakes);
+            // Sent away, it is dropped, and so is the task. One that panicked shook no hands.
+            let stream = AbortOnDropHandle::new(shaking_hands).await.unwrap_or(Err("handshake"))?;
             if known_by == KnownBy::Handshake && !place.becomes_known(KnownAs::ApiServer) {
                 return Err("too_many_connections");
             }
@@ -305,7 +311,7 @@ where
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let Self { config, handler, stop, tasks, metrics } = self;
+        let Self { config, handler, stop, tasks, metrics, .. } = self;
         let (address, peer) = (peer.address, Arc::new(peer));
         let asked = CancellationToken::new();
         let first_request = asked.clone();

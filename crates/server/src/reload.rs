@@ -3,7 +3,7 @@
 //! They are read once a second and compared, and not watched: a Secret's volume is swapped by a symbolic link, and a network's
 //! file system announces nothing. What is in them is their owner's business: it reads them, and says whether it can use them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ use crate::metrics::{FileOutcome, ReloadMetrics};
 
 /// Upstream's servers look once a minute. A few files of some kilobytes a second are nothing, and a rotation is short.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// A bundle of some five hundred CAs.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Some files, by what was in them.
 #[derive(Debug)]
@@ -106,16 +109,25 @@ impl Files {
         let mut digest = Context::new(&SHA256);
         for path in &self.paths {
             // The length first, so that bytes cannot move from one file to the next unseen.
-            match tokio::fs::read(path).await {
-                Ok(content) => {
+            match read(path).await {
+                Some(content) => {
                     digest.update(&content.len().to_le_bytes());
                     digest.update(&content);
                 }
-                Err(_) => digest.update(&usize::MAX.to_le_bytes()),
+                None => digest.update(&usize::MAX.to_le_bytes()),
             }
         }
         digest.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
+}
+
+/// `None` if there is no file to read: a pipe would never end, and what is longer is no certificate.
+async fn read(path: &Path) -> Option<Vec<u8>> {
+    let metadata = tokio::fs::metadata(path).await.ok()?;
+    if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
+        return None;
+    }
+    tokio::fs::read(path).await.ok()
 }
 
 #[cfg(test)]

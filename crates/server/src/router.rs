@@ -8,7 +8,7 @@ use std::sync::Arc;
 use audit_stream_api::query::{WatchOptions, asks_to_watch};
 use audit_stream_api::{GROUP, Resource, Route, Version};
 use audit_stream_bus::Bus;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, UPGRADE, WARNING};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, UPGRADE, WARNING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use tracing::debug;
 use uuid::Uuid;
@@ -85,11 +85,11 @@ impl Router {
 
     async fn answer<B>(&self, peer: &Peer, request: &Request<B>, audit_id: &str) -> Result<Response<Body>, Rejection> {
         let path = decoded(request.uri().path()).ok_or(Rejection::BrokenEscape)?;
-        if health::OPEN.contains(&&*path) && !self.authenticator.ready() {
-            // Told to everybody, so there is nothing to wait for until a certificate can be judged.
+        if health::OPEN.contains(&&*path) && self.nobody_to_judge(peer, request.headers()) {
             return self.serve_path(&User::anonymous(), request, &path).await;
         }
-        let Caller { user, way } = self.authenticator.authenticate(peer, request.headers()).await?;
+        let Caller { user, way, waiting: _until_answered } =
+            self.authenticator.authenticate(peer, request.headers()).await?;
         let has_room = match way {
             Way::FrontProxy => exchange(request).becomes_known(KnownAs::ApiServer),
             Way::Credential => exchange(request).becomes_known(KnownAs::User(&user.name)),
@@ -103,6 +103,12 @@ impl Router {
             // Upstream's 500 to a bare prefix helps nobody: it is a path like any other.
             RequestPath::NonResource | RequestPath::BarePrefix => self.serve_path(&user, request, &path).await,
         }
+    }
+
+    /// Whether there is no credential, or nothing yet to judge one by. Then what is told to everybody waits for nothing.
+    fn nobody_to_judge(&self, peer: &Peer, headers: &HeaderMap) -> bool {
+        let shows_nothing = peer.certificates.is_empty() && !headers.contains_key(AUTHORIZATION);
+        shows_nothing || !self.authenticator.ready()
     }
 
     async fn serve_resource<B>(

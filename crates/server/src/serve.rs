@@ -20,7 +20,7 @@ use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
-use tokio::runtime;
+use tokio::runtime::{self, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -276,12 +276,12 @@ impl Server {
             }
             async move { router.handle(&peer, Request::from_parts(head, ())).await }
         };
-        parts.spawn(api.serve(api_handler, end.clone()));
+        parts.spawn(api.serve(api_handler, Handle::current(), end.clone()));
         let webhook_handler = move |peer: Arc<Peer>, request| {
             let ingest = Arc::clone(&ingest);
             async move { ingest.handle(&peer, request).await }
         };
-        let webhook = on_own_thread("ingest", webhook.serve(webhook_handler, end))?;
+        let webhook = on_own_thread("ingest", webhook.serve(webhook_handler, Handle::current(), end))?;
         parts.spawn(webhook);
         Ok(parts)
     }
@@ -294,7 +294,7 @@ async fn read_and_forget(mut body: Incoming) {
     let _ = timeout(BODY_TIMEOUT, to_its_end).await;
 }
 
-/// Runs a future on a thread and a runtime of its own, so that nothing a reader causes can delay it.
+/// Runs a future on a thread and a runtime of its own, so that nothing a reader or a stranger causes can delay it.
 fn on_own_thread(
     name: &'static str,
     future: impl Future<Output = ()> + Send + 'static,

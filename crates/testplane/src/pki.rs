@@ -66,6 +66,16 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), certificate_pem, chain_pem }
     }
 
+    /// Its certificate anew, under the same key, as it is renewed.
+    ///
+    /// # Panics
+    /// If it cannot be signed.
+    pub fn reissued(&self, common_name: &str) -> String {
+        let mut params = authority_params(common_name);
+        params.not_after = date_time_ymd(2060, 1, 1);
+        params.self_signed(self.issuer.key()).expect("an authority can sign for itself").pem()
+    }
+
     /// The authority itself as a client: its own certificate and key.
     pub fn itself(&self) -> Identity {
         let certificate_pem = format!("{}{}", self.certificate_pem, self.chain_pem);

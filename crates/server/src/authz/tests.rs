@@ -81,6 +81,24 @@ async fn answers_are_remembered_by_user_and_attributes_until_they_are_old() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watch_is_opened_by_an_answer_that_its_lease_need_not_renew_at_once() {
+    let reviewer = Reviewer::new(Verdict::Allow);
+    let authorizer = reviewer.authorizer();
+    let scrape = Attributes::NonResource { verb: "get".to_owned(), path: "/metrics".to_owned() };
+    let opening = watch(Some("shop"));
+    let ask = async || {
+        authorizer.authorize(&alice(), &opening).await.unwrap();
+        authorizer.authorize(&alice(), &scrape).await.unwrap();
+        reviewer.asked()
+    };
+    assert_eq!(ask().await, 2);
+    advance(Duration::from_millis(3900)).await;
+    assert_eq!(ask().await, 2);
+    advance(Duration::from_millis(200)).await;
+    assert_eq!(ask().await, 3, "the opening alone");
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_asks_at_the_same_time_shares_one_review() {
     let reviewer = Reviewer::new(Verdict::Allow);
     let authorizer = reviewer.authorizer();

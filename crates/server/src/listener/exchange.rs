@@ -158,7 +158,7 @@ impl Exchange {
     /// One that belongs to no connection, for tests of those who hold it.
     #[cfg(test)]
     pub(crate) fn detached() -> Self {
-        let place = Arc::new(super::guests::Guests::new(1, 1).enter());
+        let place = Arc::new(super::guests::Guests::new(1, 1).enter(std::net::Ipv4Addr::LOCALHOST.into()));
         let scope = Scope::of_connection(Arc::new(Shared::new(place)));
         scope.begun.store(1, Ordering::Relaxed);
         Self { scope: Arc::new(scope), number: 1 }

@@ -68,7 +68,7 @@ impl Room {
         let address = listener.local_addr().unwrap();
         let (answers, exchanges) = Answers::new();
         let (tasks, mut served) = (TaskTracker::new(), JoinSet::new());
-        served.spawn(listener.serve(handler(&answers), stop.clone()));
+        served.spawn(listener.serve(handler(&answers), Handle::current(), stop.clone()));
         Self { address, ca, stop, answers, exchanges, tasks, metrics, served }
     }
 
@@ -84,9 +84,16 @@ impl Room {
     async fn http2_in_memory(&self, window: u32) -> Http2 {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let (config, handler, stop) = (CONFIG, handler(&self.answers), self.stop.clone());
-        let server = Server { config, handler, stop, tasks: self.tasks.clone(), metrics: self.metrics.clone() };
+        let server = Server {
+            config,
+            handler,
+            handshakes: Handle::current(),
+            stop,
+            tasks: self.tasks.clone(),
+            metrics: self.metrics.clone(),
+        };
         let peer = Peer { address: self.address, certificates: vec![] };
-        let place = Arc::new(Guests::new(1, 1).enter());
+        let place = Arc::new(Guests::new(1, 1).enter(std::net::Ipv4Addr::LOCALHOST.into()));
         self.tasks.spawn(server.serve_connection(theirs, peer, place));
         Http2::greet(ours, window).await
     }
@@ -564,9 +571,16 @@ async fn a_connection_over_http_1_that_waits_between_requests_is_kept() {
     let room = Room::open().await;
     let (mut ours, theirs) = tokio::io::duplex(1 << 16);
     let (handler, stop) = (handler(&room.answers), room.stop.clone());
-    let server = Server { config: CONFIG, handler, stop, tasks: room.tasks.clone(), metrics: room.metrics.clone() };
+    let server = Server {
+        config: CONFIG,
+        handler,
+        handshakes: Handle::current(),
+        stop,
+        tasks: room.tasks.clone(),
+        metrics: room.metrics.clone(),
+    };
     let peer = Peer { address: room.address, certificates: vec![] };
-    let place = Arc::new(Guests::new(1, 1).enter());
+    let place = Arc::new(Guests::new(1, 1).enter(std::net::Ipv4Addr::LOCALHOST.into()));
     tokio::time::pause();
     room.tasks.spawn(server.serve_connection(theirs, peer, place));
     for _ in 0..3 {
