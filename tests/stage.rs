@@ -36,7 +36,7 @@ pub const PROTOCOLS: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 pub const EVENTS: &str = "/apis/audit.k8s.io/v1/events?watch=true";
 
 /// The name in the serving certificate.
-const SERVER_NAME: &str = "audit-stream.audit-stream.svc";
+pub const SERVER_NAME: &str = "audit-stream.audit-stream.svc";
 
 /// The name that webhook clients must have.
 pub const SENDER: &str = "kube-apiserver-audit";
@@ -298,7 +298,8 @@ pub struct Shipped {
     address: SocketAddr,
     front_proxy_ca: Authority,
     serving_ca: Authority,
-    _reviewer: Reviewer,
+    /// The part of kube-apiserver that says who may do what.
+    pub reviewer: Reviewer,
     _directory: TempDir,
 }
 
@@ -319,7 +320,7 @@ impl Shipped {
             Ok(Some(serde_json::from_str::<Value>(line)?["address"].as_str().context("no address")?.parse()?))
         };
         let address = eventually("the server to serve", serving).await?;
-        let shipped = Self { server, address, front_proxy_ca, serving_ca, _reviewer: reviewer, _directory: directory };
+        let shipped = Self { server, address, front_proxy_ca, serving_ca, reviewer, _directory: directory };
         let anybody = Client::connect(shipped.api()).await?;
         eventually("readiness", async || Ok((anybody.get("/readyz", &[]).await?.status == 200).then_some(()))).await?;
         Ok(shipped)

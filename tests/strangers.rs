@@ -1,23 +1,28 @@
 //! Connections of people whom nobody knows, and what they can do to those whom somebody does: nothing.
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use audit_stream_testplane::events::event_list;
 use audit_stream_testplane::frames::{self, END_HEADERS, END_STREAM, Kind, Writer, frame, get};
 use audit_stream_testplane::front_proxy::{Client, FrontProxy, Protocol, ProxiedUser, Target, Watch};
+use audit_stream_testplane::pki::Authority;
 use futures::future::join_all;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::stage::{ARRIVAL, EVENTS, Feed, Shipped, Stage, eventually};
+use crate::ALONE;
+use crate::stage::{ARRIVAL, EVENTS, Feed, SERVER_NAME, Shipped, Stage, eventually};
 
 /// As many as may be guests at a time.
-const GUESTS: usize = 512;
+const GUESTS: usize = 256;
 
-/// Four times as many.
-const SILENT: usize = 4 * GUESTS;
+/// Eight times as many.
+const SILENT: usize = 8 * GUESTS;
 
 /// More than a flood may make the server hold.
 const MEMORY: u64 = 64 << 20;
@@ -79,7 +84,7 @@ async fn strangers_who_stay_silent_take_no_place_from_anybody() -> Result<()> {
     }
     // New ones get in.
     let admin = feed.stage.admin().await?;
-    ensure!(admin.get("/apis").await?.status != 503, "nobody new gets in");
+    ensure!(admin.get("/apis/audit.k8s.io/v1").await?.status == 200, "nobody new gets in");
     let empty = event_list::<&str>(&[]);
     ensure!(feed.stage.sender().await?.post(empty).await?.status == 200, "no new sender gets in");
     feed.goes_on_without_a_gap().await
@@ -101,6 +106,67 @@ async fn strangers_who_ask_and_stay_take_no_place_from_anybody() -> Result<()> {
     let labels = [("listener", "api"), ("reason", "crowded_out")];
     let many = async || Ok((feed.stage.metric(CROWDED_OUT, &labels).await? >= 100.0).then_some(()));
     eventually("strangers to have crowded each other out", many).await
+}
+
+/// What a client says first, word for word: a stranger need know no more to make a server sign.
+async fn client_hello() -> Result<Vec<u8>> {
+    let recorder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let target = Target::new(recorder.local_addr()?, Authority::new("anybody").certificate_pem(), SERVER_NAME);
+    let (stream, hello) = (recorder.accept(), frames::connect(&target, 0));
+    let mut recorded = vec![0; 16 * 1024];
+    let reading = async {
+        let length = stream.await?.0.read(&mut recorded).await?;
+        anyhow::Ok(length)
+    };
+    // It is never answered.
+    let length = tokio::select! {
+        length = reading => length?,
+        _ = hello => bail!("nobody was to answer"),
+    };
+    recorded.truncate(length);
+    Ok(recorded)
+}
+
+/// Shakes hands with `server` as far as its answer, from another address than everybody else, without end.
+async fn shake_hands(server: SocketAddr, hello: Arc<Vec<u8>>) -> Result<()> {
+    loop {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into())?;
+        let Ok(mut stream) = socket.connect(server).await else { continue };
+        if stream.write_all(&hello).await.is_ok() {
+            let _ = timeout(Duration::from_secs(2), stream.readable()).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_shake_hands_without_end_keep_nobody_else_out() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let mut feed = Feed::start(Stage::start().await?).await?;
+    let hello = Arc::new(client_hello().await?);
+    for (listener, address) in ["api", "webhook"].into_iter().zip(feed.stage.addresses()) {
+        let labels = [("listener", listener), ("reason", "crowded_out")];
+        let before = feed.stage.metric(CROWDED_OUT, &labels).await?;
+        let mut flood = JoinSet::new();
+        for _ in 0..600 {
+            flood.spawn(shake_hands(address, Arc::clone(&hello)));
+        }
+        let bites = async || Ok((feed.stage.metric(CROWDED_OUT, &labels).await? > before + 100.0).then_some(()));
+        eventually("the flood to bite", bites).await?;
+        for number in 0..10 {
+            let newcomer = async {
+                let discovery = feed.stage.admin().await?.get("/apis/audit.k8s.io/v1").await?.status;
+                let batch = feed.stage.sender().await?.post(event_list::<&str>(&[])).await?.status;
+                anyhow::Ok((discovery, batch))
+            };
+            let answers =
+                timeout(ARRIVAL, newcomer).await.with_context(|| format!("{listener}: {number} is kept out"))?;
+            ensure!(answers? == (200, 200), "{listener}: {number}");
+        }
+        feed.goes_on_without_a_gap().await?;
+        flood.shutdown().await;
+    }
+    Ok(())
 }
 
 /// Repeats frames in large pieces, until all are written or the server has had enough, or takes no more for a while.
@@ -228,7 +294,7 @@ async fn floods_of_frames_cost_nobody_else_anything_and_little_memory() -> Resul
                     probed?.with_context(|| name)?;
                 }
                 bystanders.are_served().await.context(name)?;
-                // It has not been started again.
+                // The process is still the one that was started: a signal reaches it.
                 shipped.server.signal("CONT").context(name)?;
                 let grown = shipped.resident_bytes()?.saturating_sub(before);
                 ensure!(grown < MEMORY, "{name}: {} MiB more", grown >> 20);
@@ -237,6 +303,39 @@ async fn floods_of_frames_cost_nobody_else_anything_and_little_memory() -> Resul
             }
         }
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_requests_that_wait_take_little_memory() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let shipped = Shipped::start().await?;
+    shipped.reviewer.hang();
+    let before = shipped.resident_bytes()?;
+    // The first makes HPACK's table remember `a: `. After that each byte is that header, and takes eighty in memory.
+    let [first, more] =
+        [&[0x40, 1, b'a', 0][..], &[]].map(|begin| [&get("/nowhere", &[]), begin, &[0xbe; 1900]].concat());
+    let requests = (0..240).flat_map(|number| {
+        let block = if number == 0 { &first } else { &more };
+        frame(Kind::Headers, END_HEADERS | END_STREAM, stream(number), block)
+    });
+    let requests: Arc<Vec<u8>> = Arc::new(requests.collect());
+    let mut guests = JoinSet::new();
+    for _ in 0..2 * GUESTS {
+        let (reader, mut writer) = frames::connect(&shipped.api(), 0xffff).await?;
+        let requests = Arc::clone(&requests);
+        guests.spawn(async move {
+            let mut reading = JoinSet::new();
+            reading.spawn(reader.drain());
+            // Some are crowded out, and the others are read no further than they are answered.
+            let _ = timeout(Duration::from_secs(3), writer.write(&requests)).await;
+            (reading, writer)
+        });
+    }
+    let _still_open = guests.join_all().await;
+    let grown = shipped.resident_bytes()?.saturating_sub(before);
+    println!("{} MiB more", grown >> 20);
+    ensure!(grown < 4 * MEMORY, "{} MiB more", grown >> 20);
     Ok(())
 }
 

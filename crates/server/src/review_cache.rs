@@ -11,8 +11,9 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::time::{Instant, timeout_at};
 
-/// How long kube-apiserver may take over a review, and how long who asks waits, for the review of another who asks too. There is
-/// one deadline for both, so that an answer that does not come is counted by who asked.
+/// How long kube-apiserver may take over a review, and how long who asks waits, for the review of another who asks too.
+///
+/// There is one deadline for both, so that an answer that does not come is counted by who asked.
 pub const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A hash of the question: of one size, whatever was asked, and without its text.

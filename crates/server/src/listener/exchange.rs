@@ -39,6 +39,12 @@ pub const STREAMS_PER_CONNECTION: u32 = 240;
 /// An answer that is no watch is small, and its connection takes it at once. One that has not after this long found no room.
 const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 
+/// Requests of a guest on one HTTP/2 connection that wait for their answer, before more of it is read.
+///
+/// Until then each holds its headers: 64 KiB as HTTP/2 counts them, and up to 150 KiB as they are kept. What is read in one turn
+/// (`unhurried`) may hold one or two of those in compressed form: 256 guests × 4 × 150 KiB are 150 MiB, in an attack with all of them.
+const UNANSWERED_OF_A_GUEST: usize = 2;
+
 /// kube-apiserver waits no longer for anything but a watch (`--request-timeout`), so there is nobody left to take it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -75,12 +81,14 @@ pub(super) struct Shared {
     begun: Notify,
     /// Tasks of HTTP/2 streams, those that were reset and have not had their turn yet included.
     tasks: AtomicUsize,
+    /// Those of them whose request is not answered.
+    unanswered: AtomicUsize,
     /// Who waits for there to be fewer: the connection.
     waiting: AtomicWaker,
 }
 
 /// One of the tasks.
-struct Task(Arc<Shared>);
+struct Task(Arc<Scope>);
 
 /// Runs the streams of one HTTP/2 connection, each in a task of its listener.
 #[derive(Clone)]
@@ -105,6 +113,8 @@ struct Stream {
     is_watch: AtomicBool,
     /// That there is an answer, and not to a watch.
     answered: Notify,
+    /// Whether there is one to whatever it is.
+    is_answered: AtomicBool,
 }
 
 task_local! {
@@ -180,6 +190,7 @@ impl Exchange {
 
     /// Says that its answer is complete but for the body.
     pub(super) fn answered(&self) {
+        self.scope.no_longer_waits();
         if let Some(stream) = &self.scope.stream
             && !stream.is_watch.load(Ordering::Relaxed)
         {
@@ -218,18 +229,29 @@ impl Shared {
             under_way,
             begun: Notify::new(),
             tasks: AtomicUsize::new(0),
+            unanswered: AtomicUsize::new(0),
             waiting: AtomicWaker::new(),
         }
     }
 
-    /// Ready as long as there are fewer tasks than this.
+    /// Ready as long as there are fewer tasks than this, and a guest has few requests that wait for their answer.
     pub(super) fn poll_fewer_tasks(&self, max: usize, cx: &Context<'_>) -> Poll<()> {
-        if self.tasks.load(Ordering::SeqCst) < max {
+        if !self.is_crowded(max) {
             return Poll::Ready(());
         }
         self.waiting.register(cx.waker());
         // Again, for the last of them may have ended in between.
-        if self.tasks.load(Ordering::SeqCst) < max { Poll::Ready(()) } else { Poll::Pending }
+        if self.is_crowded(max) { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// Whether it is no guest's.
+    pub(super) fn is_known(&self) -> bool {
+        self.place.is_known()
+    }
+
+    fn is_crowded(&self, max: usize) -> bool {
+        let asks_much = self.unanswered.load(Ordering::SeqCst) >= UNANSWERED_OF_A_GUEST && !self.is_known();
+        asks_much || self.tasks.load(Ordering::SeqCst) >= max
     }
 
     /// Returns when no request has been under way for so long. For one caller at a time.
@@ -263,16 +285,18 @@ impl Shared {
 // === impl Task ===
 
 impl Task {
-    fn of(connection: &Arc<Shared>) -> Self {
-        connection.tasks.fetch_add(1, Ordering::SeqCst);
-        Self(Arc::clone(connection))
+    fn of(scope: &Arc<Scope>) -> Self {
+        scope.connection.tasks.fetch_add(1, Ordering::SeqCst);
+        scope.connection.unanswered.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(scope))
     }
 }
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.0.tasks.fetch_sub(1, Ordering::SeqCst);
-        self.0.waiting.wake();
+        self.0.no_longer_waits();
+        self.0.connection.tasks.fetch_sub(1, Ordering::SeqCst);
+        self.0.connection.waiting.wake();
     }
 }
 
@@ -284,7 +308,7 @@ where
 {
     fn execute(&self, stream: F) {
         let scope = Arc::new(Scope::of_stream(Arc::clone(&self.connection)));
-        let task = Task::of(&self.connection);
+        let task = Task::of(&scope);
         self.tasks.spawn(async move {
             let _task = task;
             let whole = see_through(&scope, stream);
@@ -319,6 +343,14 @@ impl Scope {
 
     fn of_stream(connection: Arc<Shared>) -> Self {
         Self { stream: Some(Stream::default()), ..Self::of_connection(connection) }
+    }
+
+    fn no_longer_waits(&self) {
+        let Some(stream) = &self.stream else { return };
+        if !stream.is_answered.swap(true, Ordering::SeqCst) {
+            self.connection.unanswered.fetch_sub(1, Ordering::SeqCst);
+            self.connection.waiting.wake();
+        }
     }
 
     /// Runs what the exchanges that begin meanwhile are dropped with; `None` if one was cut.

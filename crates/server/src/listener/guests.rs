@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Guests at a time on a listener.
 ///
-/// Two cores shake hands with some 4,000 strangers a second, so a guest has an eighth of a second for its request in a flood of
-/// those. At 160 KiB each they are 80 MiB at the worst.
-pub const MAX_GUESTS: usize = 512;
+/// Two cores shake hands with some 4,000 strangers a second, so a guest has a sixteenth of a second for its request in a flood of
+/// those. At 160 KiB each they are 40 MiB, and what they ask takes more (`UNANSWERED_OF_A_GUEST` in `exchange`).
+pub const MAX_GUESTS: usize = 256;
 
 /// Connections at a time of users who come past the front proxy: Prometheus, and who watches with a token of their own.
 pub const MAX_USERS_CONNECTIONS: usize = 1000;
@@ -183,6 +183,11 @@ impl Place {
         let Some(known) = here.admit(known_as, self.of.max_known) else { return false };
         here.forget(self.address, self.number);
         self.known.set(known).is_ok()
+    }
+
+    /// Whether somebody who is known was seen on its connection.
+    pub(super) fn is_known(&self) -> bool {
+        self.known.get().is_some()
     }
 
     /// Runs what the connection does, until it is sent away: then `None`.
