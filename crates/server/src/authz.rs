@@ -156,7 +156,7 @@ impl Authorizer {
     }
 
     /// Whether `user` may do what `attributes` say, by an answer that the cache still takes for good, and that is no older than
-    /// [`OPENING_AGE`] if it is a watch. Dropping the future abandons the question.
+    /// `OPENING_AGE` if it is a watch. Dropping the future abandons the question.
     ///
     /// # Errors
     /// If not, or if it cannot be found out.
