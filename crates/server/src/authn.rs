@@ -82,7 +82,7 @@ pub enum Refused {
     Unauthorized,
     /// A certificate was shown, and nothing is known yet to judge it by.
     TrustNotLoaded,
-    /// A token was shown, and there is no room now to ask whose it is.
+    /// There is no room now to ask whose a token is, or for one more who waits and whom no certificate vouches for.
     Exhausted,
 }
 

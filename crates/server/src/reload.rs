@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aws_lc_rs::digest::{Context, SHA256};
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -56,7 +56,7 @@ impl Reload {
         // Looked at before they are read, so that what changes between the two counts as a change.
         let mut files = Files::new(paths);
         files.changed().await;
-        let made = Arc::new(read().context(flags)?);
+        let made = Arc::new(files.check().and_then(|()| read()).context(flags)?);
         let remade = Arc::clone(&made);
         Ok((Self { file, flags, files, read_again: Box::new(move || read_again(&remade)) }, made))
     }
@@ -67,7 +67,7 @@ impl Reload {
         let Self { file, flags, .. } = self;
         loop {
             self.files.changed().await;
-            let outcome = match (self.read_again)() {
+            let outcome = match self.files.check().and_then(|()| (self.read_again)()) {
                 Ok(()) => {
                     info!(flags, "reloaded what changed on disk");
                     "success"
@@ -103,6 +103,16 @@ impl Files {
             }
             sleep(INTERVAL).await;
         }
+    }
+
+    /// Whether each is a file that can be read to an end: to open a pipe takes until somebody writes.
+    fn check(&self) -> Result<()> {
+        for path in &self.paths {
+            let metadata = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let is_fit = metadata.is_file() && metadata.len() <= MAX_FILE_BYTES;
+            ensure!(is_fit, "{} is not a file of at most {MAX_FILE_BYTES} bytes", path.display());
+        }
+        Ok(())
     }
 
     async fn look(&self) -> [u8; 32] {
@@ -142,6 +152,32 @@ mod tests {
 
     async fn changes(files: &mut Files) -> bool {
         timeout(3 * INTERVAL, files.changed()).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_file_is_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let [file, pipe] = ["file", "pipe"].map(|name| directory.path().join(name));
+        fs::write(&file, "1").unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let begin = |path: &Path| {
+            let (first, again) = (path.to_owned(), path.to_owned());
+            Reload::begin(
+                RELOADED[0],
+                "--flag",
+                vec![path.to_owned()],
+                || Ok(fs::read(first)?),
+                move |_| fs::read(&again).map(drop).map_err(Into::into),
+            )
+        };
+        let error = format!("{:#}", begin(&pipe).await.err().unwrap());
+        assert!(error.starts_with("--flag: ") && error.contains("is not a file"), "{error}");
+        let (reload, _) = begin(&file).await.unwrap();
+        fs::rename(&pipe, &file).unwrap();
+        let metrics = ReloadMetrics::default();
+        assert!(timeout(3 * INTERVAL, reload.run(metrics.clone())).await.is_err());
+        let failed = FileOutcome { file: RELOADED[0], outcome: "failure" };
+        assert_eq!(metrics.reloads.get_or_create(&failed).get(), 1);
     }
 
     #[tokio::test(start_paused = true)]
