@@ -150,11 +150,19 @@ impl Target {
     pub async fn exchange(&self, request: &[u8]) -> Result<Response> {
         let answer = async {
             let target = self.clone().protocol(Protocol::Http1);
-            let mut stream = target.dial(&target.tls()?).await?;
+            let mut stream = target.connect().await?;
             stream.write_all(request).await.context("the request could not be sent")?;
             read_answer(&mut stream).await
         };
         timeout(ANSWER_WITHIN, answer).await.with_context(|| format!("no answer within {ANSWER_WITHIN:?}"))?
+    }
+
+    /// A connection over which nothing has been said.
+    ///
+    /// # Errors
+    /// If nobody listens or the handshake fails.
+    pub async fn connect(&self) -> Result<TlsStream<TcpStream>> {
+        self.dial(&self.tls()?).await
     }
 
     /// The certificate that the server shows now, in DER.
@@ -162,7 +170,7 @@ impl Target {
     /// # Errors
     /// If nobody listens or the handshake fails.
     pub async fn served_certificate(&self) -> Result<Vec<u8>> {
-        let stream = self.dial(&self.tls()?).await?;
+        let stream = self.connect().await?;
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         Ok(certificates.first().context("the server has no certificate")?.to_vec())
     }

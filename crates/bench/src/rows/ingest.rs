@@ -1,0 +1,116 @@
+//! What it takes to take a batch, and whether readers who do not read delay that.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use audit_stream_testplane::front_proxy::Protocol;
+use tokio::time::{Instant, sleep};
+
+use super::Effort;
+use crate::corpus;
+use crate::figure::{Figure, Goal, Pair, nanoseconds_each, percentile};
+use crate::readers::{Chunks, Readers};
+use crate::reference::Reference;
+use crate::stand::{Stand, watch};
+
+/// Of a batch of `corpus::metadata`.
+const EVENTS: u64 = 400;
+/// Batches of a round.
+const BATCHES: u64 = 60;
+
+const PATH: &str = "/apis/audit.k8s.io/v1/namespaces/shop/namespacedevents?watch=true";
+const WATCHES: usize = 1_000;
+const WATCHES_OF_A_USER: usize = 20;
+/// Events of a batch, batches of a round and the time between two, while watches are open.
+const FEW_EVENTS: usize = 10;
+const POSTS: u64 = 100;
+const PAUSE: Duration = Duration::from_millis(10);
+/// Batches of 400 events, 0.5 MB each, that leave nobody room who does not read.
+const FILLING: u64 = 15;
+
+/// From the first byte of a POST to its answer, everything included, against receiving the same bytes and walking them.
+pub(super) async fn posts(effort: Effort) -> Result<Vec<Figure>> {
+    let (stand, mut reference) = (Stand::start().await?, Reference::receiving().await?);
+    let mut rounds = Vec::new();
+    for round in 0..effort.rounds {
+        let bodies: Vec<Vec<u8>> =
+            (1..=BATCHES * effort.scale).map(|seed| corpus::metadata(seed + 1_000 * (round as u64 + 1))).collect();
+        let events = EVENTS * bodies.len() as u64;
+        let before = reference.cpu_time()?;
+        for body in &bodies {
+            reference.send(body).await?;
+        }
+        let theirs = nanoseconds_each(reference.cpu_time()?.saturating_sub(before), events);
+        let work = async {
+            for body in bodies {
+                stand.post(body).await?;
+            }
+            Ok(())
+        };
+        let ours = nanoseconds_each(stand.cpu_time_of(work).await?, events);
+        rounds.push(Pair { ours, reference: theirs });
+    }
+    let name = "POST of 400 events until the 200, CPU per event, ns";
+    Ok(vec![Figure::ratio(name, &rounds, Some(Goal::AtMost(2.5)))])
+}
+
+/// How long kube-apiserver waits for its answer while half of the readers do not read, and while all do.
+pub(super) async fn beside_stalled(effort: Effort) -> Result<Vec<Figure>> {
+    let (mut half, mut none) = (Audience::start(WATCHES / 2).await?, Audience::start(0).await?);
+    let mut rounds = Vec::new();
+    for round in 0..effort.rounds {
+        let seeds = (1..=POSTS * effort.scale).map(|post| post + 10_000 * (round as u64 + 1));
+        let (mut with, mut without) = (Vec::new(), Vec::new());
+        for seed in seeds {
+            with.push(half.answer(seed).await?);
+            without.push(none.answer(seed).await?);
+        }
+        rounds.push(Pair { ours: percentile(&mut with, 0.99), reference: percentile(&mut without, 0.99) });
+    }
+    let name = "answer to a POST beside 1,000 watches, p99: half of them stalled / none, µs";
+    Ok(vec![Figure::ratio(name, &rounds, Some(Goal::AtMost(1.2)))])
+}
+
+/// A server with a thousand watches, some of whose readers never read.
+struct Audience {
+    stand: Stand,
+    reading: Readers,
+    _stalled: Vec<Chunks>,
+}
+
+impl Audience {
+    async fn start(stalled: usize) -> Result<Self> {
+        let stand = Stand::start().await?;
+        // Those who do not read keep their connections from being read, so theirs are not the others'.
+        let (proxy, stuck) = (stand.proxy(Protocol::Http2).await?, stand.proxy(Protocol::Http1).await?);
+        let (mut reading, mut unread) = (Vec::new(), Vec::new());
+        for index in 0..WATCHES {
+            let user = format!("user-{}", index / WATCHES_OF_A_USER);
+            if index < stalled {
+                unread.push(watch(&stuck, &user, PATH).await?);
+            } else {
+                reading.push(watch(&proxy, &user, PATH).await?);
+            }
+        }
+        let mut audience = Self { stand, reading: Readers::start(reading), _stalled: unread };
+        for seed in 1..=FILLING {
+            audience.publish(seed, 400).await?;
+        }
+        Ok(audience)
+    }
+
+    async fn publish(&mut self, seed: u64, events: usize) -> Result<Duration> {
+        let body = corpus::namespaced(seed, events, "shop");
+        let since = Instant::now();
+        self.stand.post(body).await?;
+        let answered = since.elapsed();
+        self.reading.wait_for((events * self.reading.count()) as u64).await?;
+        Ok(answered)
+    }
+
+    /// Microseconds until the answer.
+    async fn answer(&mut self, seed: u64) -> Result<f64> {
+        sleep(PAUSE).await;
+        Ok(self.publish(seed, FEW_EVENTS).await?.as_secs_f64() * 1e6)
+    }
+}
