@@ -4,6 +4,7 @@
 //! ratios of the rounds. The measured processes have one core and the bench has another. It decides nothing about whether the
 //! project is well; that is what tests are for.
 
+pub mod cores;
 pub mod corpus;
 pub mod figure;
 pub mod readers;

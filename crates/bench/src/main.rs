@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use audit_stream_bench::cores;
 use audit_stream_bench::figure::Figure;
 use audit_stream_bench::rows::{Effort, ROWS};
 use clap::Parser;
@@ -22,6 +23,7 @@ struct Cli {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
+    cores::pin_bench()?;
     let effort = if cli.quick { Effort::QUICK } else { Effort::FULL };
     eprintln!("{} rounds of each row{}", effort.rounds, if cli.quick { " (--quick)" } else { "" });
     let mut figures: Vec<Figure> = Vec::new();

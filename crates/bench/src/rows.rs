@@ -1,5 +1,6 @@
 //! The rows: one file for each kind of question.
 
+mod control_plane;
 mod delivery;
 mod footprint;
 mod ingest;
@@ -49,5 +50,6 @@ pub const ROWS: &[Row] = &[
     Row { name: "stalled-watches", measure: |effort| memory::stalled(effort).boxed_local() },
     Row { name: "stalled-ingest", measure: |effort| ingest::beside_stalled(effort).boxed_local() },
     Row { name: "latency", measure: |effort| latency::of_single_events(effort).boxed_local() },
+    Row { name: "control-plane", measure: |effort| control_plane::through_kube_apiserver(effort).boxed_local() },
     Row { name: "footprint", measure: |effort| footprint::idle(effort).boxed_local() },
 ];

@@ -17,10 +17,7 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
 use crate::readers::Chunks;
-use crate::usage;
-
-/// The core that the measured process has; the bench itself runs on another (`hack/bench`).
-const CORE: &str = "0";
+use crate::{cores, usage};
 
 /// The names in the certificates.
 pub const SERVER_NAME: &str = "audit-stream.audit-stream.svc";
@@ -88,8 +85,9 @@ impl Stand {
 
     /// Posts a batch as kube-apiserver does, and waits until it is taken.
     pub async fn post(&self, body: impl Into<Bytes>) -> Result<()> {
-        let answer =
-            self.sender.send(request("POST", "/webhook", &[("content-type", "application/json")], body)?).await?;
+        let post = request("POST", "/webhook", &[("content-type", "application/json")], body)?;
+        // A large future, which all who post would be made of.
+        let answer = Box::pin(self.sender.send(post)).await?;
         ensure!(answer.status == 200, "the batch was refused: {} {}", answer.status, answer.body);
         Ok(())
     }
@@ -123,10 +121,10 @@ pub async fn watch(proxy: &Client, user: &str, path: &str) -> Result<Chunks> {
 
 /// Starts a program of the directory that this one is in, on the core that is measured.
 pub fn spawn_pinned<'a>(name: &str, arguments: impl IntoIterator<Item = &'a str>, log: &Path) -> Result<Process> {
-    let mut command = Command::new("taskset");
-    command.args(["--cpu-list", CORE]).arg(sibling(name)?).args(arguments);
-    // taskset becomes the program, so the number of the process stays.
-    Process::spawn(name, &mut command, log, &Watchdog::start(None)?)
+    let mut command = Command::new(sibling(name)?);
+    command.args(arguments);
+    let watchdog = Watchdog::start(None)?;
+    cores::on_measured(|| Process::spawn(name, &mut command, log, &watchdog))?
 }
 
 /// A program that was built with this one.

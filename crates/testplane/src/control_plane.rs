@@ -311,9 +311,14 @@ impl ControlPlane {
         self.startup
     }
 
+    /// The process id of kube-apiserver, if it runs now.
+    pub fn apiserver_id(&self) -> Option<u32> {
+        self.apiserver_slot().as_ref().map(Process::id)
+    }
+
     /// The process ids of everything that this plane runs now.
     pub fn process_ids(&self) -> Vec<u32> {
-        let apiserver = self.apiserver_slot().as_ref().map(Process::id);
+        let apiserver = self.apiserver_id();
         let manager = self.controller_manager.as_ref().map(Process::id);
         [apiserver, manager, Some(self.etcd.id()), Some(self.watchdog.id())].into_iter().flatten().collect()
     }
