@@ -6,6 +6,7 @@ mod footprint;
 mod ingest;
 mod latency;
 mod memory;
+mod split;
 mod wakeup;
 
 use anyhow::Result;
@@ -40,6 +41,7 @@ impl Effort {
 
 /// All of them, in the order of the documentation.
 pub const ROWS: &[Row] = &[
+    Row { name: "split", measure: |effort| split::against_a_walk(effort).boxed_local() },
     Row { name: "post", measure: |effort| ingest::posts(effort).boxed_local() },
     Row { name: "delivery-http1", measure: |effort| delivery::over_http1(effort).boxed_local() },
     Row { name: "delivery-http2", measure: |effort| delivery::over_http2(effort).boxed_local() },
