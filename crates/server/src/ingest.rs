@@ -9,7 +9,7 @@ pub mod batch;
 pub mod duplicates;
 mod inflight;
 pub mod sources;
-mod split;
+pub mod split;
 pub mod truncate;
 
 use std::net::SocketAddr;
@@ -222,8 +222,8 @@ impl Ingest {
         })
     }
 
-    /// What is in a body; `None` if that is nothing for a reader to learn.
-    fn batch(&self, body: &[u8]) -> Option<Batch> {
+    /// What is in a body, which is neither remembered nor published; `None` if that is nothing for a reader to learn.
+    pub fn batch(&self, body: &[u8]) -> Option<Batch> {
         let text = split::text(body);
         let mut batch = BatchBuilder::with_capacity(text.len());
         if let Err(error) = split(&text, |item| self.take(item, &mut batch)) {

@@ -16,7 +16,7 @@ const API_VERSIONS: [&str; 3] = ["audit.k8s.io/v1", "audit.k8s.io/v1beta1", "aud
 /// One item of a list.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "one at a time, and handed on at once")]
-pub(super) enum Item<'a> {
+pub enum Item<'a> {
     /// An event, and its bytes in the body.
     Event(Event<'a>, &'a str),
     /// Well-formed JSON that is not an event.
@@ -26,7 +26,7 @@ pub(super) enum Item<'a> {
 /// The body is not a list of audit events: not one of its items may be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not an audit.k8s.io EventList, near byte {near_byte}")]
-pub(super) struct NotAList {
+pub struct NotAList {
     /// Roughly where it stops being one.
     near_byte: usize,
 }
@@ -35,7 +35,7 @@ pub(super) struct NotAList {
 /// into a batch that are not UTF-8: those become U+FFFD, three bytes each, and nobody else's event is lost for them.
 ///
 /// All of it is looked at, once, here: `serde_json` does not look into strings that it ignores, and they travel on to readers.
-pub(super) fn text(body: &[u8]) -> Cow<'_, str> {
+pub fn text(body: &[u8]) -> Cow<'_, str> {
     simdutf8::basic::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed)
 }
 
@@ -43,7 +43,7 @@ pub(super) fn text(body: &[u8]) -> Cow<'_, str> {
 ///
 /// # Errors
 /// If the text is not JSON, or not an `EventList`. `each` may have been called for items before the error.
-pub(super) fn split<'a>(text: &'a str, mut each: impl FnMut(Item<'a>)) -> Result<(), NotAList> {
+pub fn split<'a>(text: &'a str, mut each: impl FnMut(Item<'a>)) -> Result<(), NotAList> {
     let mut walk = Walk { text, at: 0 };
     let mut is_list = (false, false);
     walk.object(|walk, key| match key {
