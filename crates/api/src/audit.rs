@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// One audit event.
@@ -161,7 +161,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// The fields of an event that this program reads; the discriminant is the field's bit in [`event`]'s `seen`.
+/// The fields of an event that this program reads; the discriminant is the field's bit in [`read_into`]'s `seen`.
 #[derive(Clone, Copy)]
 enum Field {
     Level,
@@ -212,30 +212,44 @@ impl Field {
     }
 }
 
-// By hand rather than derived, because a derived struct cannot name the fields that it does not know.
 impl<'de> Deserialize<'de> for Event<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EventVisitor;
-
-        impl<'de> Visitor<'de> for EventVisitor {
-            type Value = Event<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an audit event")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                event(map)
-            }
-        }
-
-        deserializer.deserialize_map(EventVisitor)
+        let mut event = Event::default();
+        Replace(&mut event).deserialize(deserializer)?;
+        Ok(event)
     }
 }
 
-fn event<'de, A: MapAccess<'de>>(mut map: A) -> Result<Event<'de>, A::Error> {
+/// Reads an event into the place of another one, of which nothing remains. An event is too large to be handed from function
+/// to function cheaply, and whoever reads many needs one at a time.
+///
+/// After an error the event is some of both.
+pub struct Replace<'e, 'a>(pub &'e mut Event<'a>);
+
+// By hand rather than derived, because a derived struct cannot name the fields that it does not know.
+impl<'de> DeserializeSeed<'de> for Replace<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Replace<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an audit event")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        read_into(self.0, map)
+    }
+}
+
+fn read_into<'de, A: MapAccess<'de>>(event: &mut Event<'de>, mut map: A) -> Result<(), A::Error> {
     let mut seen = 0_u32;
-    let mut event = Event::default();
+    *event = Event::default();
     while let Some(name) = map.next_key::<Text<'de>>()? {
         let Some(field) = Field::named(&name) else {
             map.next_value::<IgnoredAny>()?;
@@ -277,7 +291,7 @@ fn event<'de, A: MapAccess<'de>>(mut map: A) -> Result<Event<'de>, A::Error> {
             return Err(A::Error::missing_field(name));
         }
     }
-    Ok(event)
+    Ok(())
 }
 
 /// Upstream writes these always: they have no `omitempty`.

@@ -97,7 +97,25 @@ fn write_text(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
 
 /// Appends `text` as a JSON string.
 pub fn write_json(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).expect("a string always serialises, and a Vec takes every byte");
+    if needs_escapes(text) {
+        serde_json::to_writer(out, text).expect("a string always serialises, and a Vec takes every byte");
+    } else {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    }
+}
+
+/// Appends `number` in decimal.
+pub fn write_number(out: &mut Vec<u8>, number: i32) {
+    serde_json::to_writer(out, &number).expect("a number always serialises, and a Vec takes every byte");
+}
+
+/// Whether a JSON string cannot hold the text as it is. Nearly all can, and copying is many times faster than looking for
+/// escapes one by one.
+fn needs_escapes(text: &str) -> bool {
+    // Looks at every byte: without an early end, several are compared at a time.
+    text.bytes().fold(false, |found, byte| found | (byte < b' ') | (byte == b'"') | (byte == b'\\'))
 }
 
 /// Events that a reader was entitled to and did not get.

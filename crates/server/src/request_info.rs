@@ -63,6 +63,9 @@ const INTERPRETED: usize = 9 + 1;
 /// become U+FFFD, as they do where kube-apiserver writes them into JSON: into `objectRef`, and into a review.
 #[must_use]
 pub fn decoded(path: &str) -> Option<Cow<'_, str>> {
+    if !path.as_bytes().contains(&b'%') {
+        return Some(Cow::Borrowed(path));
+    }
     has_whole_escapes(path).then(|| percent_decode_str(path).decode_utf8_lossy())
 }
 

@@ -119,9 +119,9 @@ impl Bench {
             }
             Part::Split => {
                 let mut events = 0;
-                let attributed = |item: Item<'_>| match item {
+                let attributed = |item: Item<'_, '_>| match item {
                     Item::Event(event, _) => {
-                        std::hint::black_box(attribute(&event));
+                        std::hint::black_box(attribute(event));
                         events += 1;
                     }
                     Item::Malformed => panic!("the corpus has no malformed events"),

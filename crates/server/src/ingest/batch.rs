@@ -5,11 +5,9 @@
 //! is not stored twice.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::io::Write;
 
 use audit_stream_api::audit::{Event, Members, Text};
-use audit_stream_api::object::{GapReason, write_json};
+use audit_stream_api::object::{GapReason, write_json, write_number};
 use audit_stream_api::selector::Field;
 use serde_json::value::RawValue;
 
@@ -137,7 +135,12 @@ impl BatchBuilder {
         let masked_uri = namespace.and_then(|_| view::mask_uri(&event.request_uri));
         let mut stored = texts.selectable(event, namespace, masked_uri.as_deref(), usize::MAX, &mut self.lists);
         let seconds = event.stage_timestamp.as_deref().and_then(whole_seconds);
-        stored.creation_timestamp = seconds.map(|seconds| texts.append_written(format_args!("{seconds}Z")));
+        stored.creation_timestamp = seconds.map(|seconds| {
+            texts.append_written(|buffer| {
+                buffer.extend_from_slice(seconds.as_bytes());
+                buffer.push(b'Z');
+            })
+        });
         if namespace.is_some() {
             let shown_uri = masked_uri.as_deref().unwrap_or(&event.request_uri);
             (stored.shown, stored.withheld_names) = texts.view(event, shown_uri);
@@ -191,15 +194,19 @@ impl BatchBuilder {
         let wanted = event_bytes * 2 + EVENT_SLACK_BYTES;
         if self.text.capacity() - self.text.len() < wanted {
             self.close_segment();
-            self.text = Vec::with_capacity(wanted.max(self.segment_bytes));
+            self.text.reserve(wanted.max(self.segment_bytes));
         }
     }
 
+    /// The text is copied rather than cut to its length: a C library that is given back less than it was asked for asks the
+    /// system for all of it the next time, and every page of it then costs more than to write what is on it.
     fn close_segment(&mut self) {
-        if self.text.capacity() > 0 {
-            self.closed_bytes += self.text.len();
-            self.segments.push(std::mem::take(&mut self.text).into());
+        if self.text.is_empty() {
+            return;
         }
+        self.closed_bytes += self.text.len();
+        self.segments.push(Box::from(&*self.text));
+        self.text.clear();
     }
 
     fn store(&mut self, stored: Stored) {
@@ -208,31 +215,33 @@ impl BatchBuilder {
     }
 }
 
-/// The values of the fields with one value, by ordinal; empty where absent.
-fn single_values<'e>(event: &'e Event<'_>) -> [&'e str; Field::ALL.len()] {
+/// The value of a field that has one; empty where absent.
+fn single_value<'e>(event: &'e Event<'_>, field: Field) -> &'e str {
     let reference = event.object_ref.as_ref();
-    let of = |field: Option<&'e Option<Text<'_>>>| field.and_then(Option::as_deref).unwrap_or_default();
-    let decision = event.annotations.iter().find(|(key, _)| &**key == "authorization.k8s.io/decision");
-    Field::ALL.map(|field| match field {
-        Field::AuditId => &*event.audit_id,
+    let text = |field: Option<&'e Option<Text<'_>>>| field.and_then(Option::as_deref).unwrap_or_default();
+    match field {
+        Field::AuditId => &event.audit_id,
         Field::Level => &event.level,
         Field::Stage => &event.stage,
         Field::Verb => &event.verb,
         Field::Username => &event.user.username,
         Field::ImpersonatedUsername => event.impersonated_user.as_ref().map_or("", |user| &user.username),
-        Field::UserAgent => event.user_agent.as_deref().unwrap_or_default(),
-        Field::ObjectResource => of(reference.map(|reference| &reference.resource)),
-        Field::ObjectApiGroup => of(reference.map(|reference| &reference.api_group)),
-        Field::ObjectApiVersion => of(reference.map(|reference| &reference.api_version)),
-        Field::ObjectNamespace => of(reference.map(|reference| &reference.namespace)),
-        Field::ObjectName => of(reference.map(|reference| &reference.name)),
-        Field::ObjectSubresource => of(reference.map(|reference| &reference.subresource)),
-        Field::ObjectUid => of(reference.map(|reference| &reference.uid)),
-        Field::Decision => decision.map_or("", |(_, value)| value),
+        Field::UserAgent => text(Some(&event.user_agent)),
+        Field::ObjectResource => text(reference.map(|reference| &reference.resource)),
+        Field::ObjectApiGroup => text(reference.map(|reference| &reference.api_group)),
+        Field::ObjectApiVersion => text(reference.map(|reference| &reference.api_version)),
+        Field::ObjectNamespace => text(reference.map(|reference| &reference.namespace)),
+        Field::ObjectName => text(reference.map(|reference| &reference.name)),
+        Field::ObjectSubresource => text(reference.map(|reference| &reference.subresource)),
+        Field::ObjectUid => text(reference.map(|reference| &reference.uid)),
+        Field::Decision => {
+            let decision = event.annotations.iter().find(|(key, _)| &**key == "authorization.k8s.io/decision");
+            decision.map_or("", |(_, value)| value)
+        }
         Field::RequestUri => &event.request_uri,
         // Made by the server, not text, or with many values.
         Field::MetadataName | Field::MetadataNamespace | Field::ResponseCode | Field::Groups | Field::SourceIps => "",
-    })
+    }
 }
 
 /// Appends one event's texts to a segment.
@@ -258,9 +267,9 @@ impl<'a> Texts<'a> {
         Span::new(start, text.len())
     }
 
-    fn append_written(&mut self, text: fmt::Arguments<'_>) -> Span {
+    fn append_written(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Span {
         let start = self.buffer.len();
-        self.buffer.write_fmt(text).expect("a Vec takes every byte");
+        write(self.buffer);
         Span::new(start, self.buffer.len() - start)
     }
 
@@ -286,9 +295,13 @@ impl<'a> Texts<'a> {
         lists: &mut Vec<Span>,
     ) -> Stored {
         let kept = |value: &str| value.len() <= longest;
-        let mut values = single_values(event).map(|value| self.span(if kept(value) { value } else { "" }));
+        let mut values = [Span::default(); Field::ALL.len()];
+        for field in Field::ALL {
+            let value = single_value(event, field);
+            values[field as usize] = self.span(if kept(value) { value } else { "" });
+        }
         if let Some(code) = event.response_status.as_ref().and_then(|status| status.code) {
-            values[Field::ResponseCode as usize] = self.append_written(format_args!("{code}"));
+            values[Field::ResponseCode as usize] = self.append_written(|buffer| write_number(buffer, code));
         }
         let namespace = namespace.map(|namespace| self.span(namespace));
         values[Field::MetadataNamespace as usize] = namespace.unwrap_or_default();
