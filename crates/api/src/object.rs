@@ -162,6 +162,9 @@ impl GapReason {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     const META: ObjectMeta<'_> = ObjectMeta {
@@ -217,5 +220,35 @@ mod tests {
              \"audit-stream.dev/withheld\":\"user.uid\"}},\
              \"level\":\"Metadata\"}}\n"
         );
+    }
+
+    #[test]
+    fn numbers_are_decimal() {
+        for number in [0, -1, 200, i32::MIN, i32::MAX] {
+            let mut out = Vec::new();
+            write_number(&mut out, number);
+            assert_eq!(out, number.to_string().as_bytes());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
+
+        // What is copied as it is must be what would have been written.
+        #[test]
+        fn text_is_written_as_serde_json_writes_it(plain in ".{0,80}", at in any::<prop::sample::Index>(), special in special()) {
+            let mut chars: Vec<char> = plain.chars().collect();
+            chars.insert(at.index(chars.len() + 1), special);
+            for text in [plain, String::from_iter(chars)] {
+                let mut out = Vec::new();
+                write_json(&mut out, &text);
+                prop_assert_eq!(out, serde_json::to_vec(&text).unwrap());
+            }
+        }
+    }
+
+    fn special() -> impl Strategy<Value = char> {
+        let controls = prop::char::range('\0', '\u{9f}');
+        prop_oneof![controls, select(vec!['"', '\\', '/', '<', '\u{2028}', '\u{ffff}', '\u{1f600}'])]
     }
 }

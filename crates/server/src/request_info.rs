@@ -69,6 +69,16 @@ pub fn decoded(path: &str) -> Option<Cow<'_, str>> {
     has_whole_escapes(path).then(|| percent_decode_str(path).decode_utf8_lossy())
 }
 
+/// A URI's path, and its query if it has one.
+#[must_use]
+pub fn split_uri(uri: &str) -> (&str, Option<&str>) {
+    // Not `split_once`, which takes several times as long for a character as for a byte.
+    match memchr::memchr(b'?', uri.as_bytes()) {
+        Some(at) => (&uri[..at], Some(&uri[at + 1..])),
+        None => (uri, None),
+    }
+}
+
 /// Whether two hexadecimal digits follow each `%`.
 #[must_use]
 pub fn has_whole_escapes(text: &str) -> bool {

@@ -9,6 +9,8 @@ use audit_stream_api::object::{write_json, write_number};
 use audit_stream_api::selector::Field;
 use percent_encoding::{percent_decode, percent_decode_str};
 
+use crate::request_info::split_uri;
+
 /// Stands for text that the reader may not see.
 const MASK: &str = "***";
 
@@ -177,7 +179,7 @@ pub fn write_withheld_names(event: &Event<'_>, request_uri: &str, out: &mut Vec<
 /// Masked are the values of query parameters that are not known to be harmless, a query that is longer than
 /// [`MAX_QUERY_BYTES`], and all that follows a `proxy` segment, the query included: it is for whatever is proxied to.
 pub fn mask_uri(uri: &str) -> Option<String> {
-    let (path, query) = uri.split_once('?').map_or((uri, None), |(path, query)| (path, Some(query)));
+    let (path, query) = split_uri(uri);
     if let Some(proxied) = after_proxy_segment(path) {
         let (kept, rest) = uri.split_at(proxied);
         let separator = if rest.starts_with('?') { '?' } else { '/' };

@@ -29,8 +29,9 @@ pub struct Batch {
 /// Makes a [`Batch`].
 ///
 /// Text is written to segments of about a mebibyte, none of which grows or moves when the next one begins. So an ordinary
-/// batch takes, while it is made, three and a half times its body: the body, at most twice as much of text (its events whole
-/// and as shown) and a quarter for places. At worst it takes the body, three times that for one that is no text,
+/// batch takes, while it is made, three and a half times its body and one segment: the body, at most twice as much of text (its
+/// events whole and as shown), a quarter for places, and the segment that is written before it is copied. At worst it takes the
+/// body, that segment, three times that for one that is no text,
 /// [`MAX_BATCH_FACTOR`] times that for the batch, and for the event that is being read 24 bytes for each item of its lists,
 /// which are three bytes of the body at least, and as much again while such a list grows.
 #[derive(Debug, Default)]
@@ -77,7 +78,7 @@ pub const fn max_bytes(body_bytes: usize) -> usize {
 }
 
 /// Room for one segment's text: as much as most batches have.
-const SEGMENT_BYTES: usize = 1 << 20;
+pub const SEGMENT_BYTES: usize = 1 << 20;
 
 /// What an event's text may have beyond twice its bytes without being extraordinary: masks, a date, empty fields.
 const EVENT_SLACK_BYTES: usize = 1024;
@@ -198,15 +199,20 @@ impl BatchBuilder {
         }
     }
 
-    /// The text is copied rather than cut to its length: a C library that is given back less than it was asked for asks the
-    /// system for all of it the next time, and every page of it then costs more than to write what is on it.
+    /// Text of an ordinary segment is copied out, and its room used again. Cut to its length, it would be given back as less
+    /// than was asked for: then the C library takes all of the next one fresh from the system, and each page of it costs more
+    /// than writing it full.
     fn close_segment(&mut self) {
         if self.text.is_empty() {
             return;
         }
         self.closed_bytes += self.text.len();
-        self.segments.push(Box::from(&*self.text));
-        self.text.clear();
+        if self.text.capacity() <= SEGMENT_BYTES {
+            self.segments.push(Box::from(&*self.text));
+            self.text.clear();
+        } else {
+            self.segments.push(std::mem::take(&mut self.text).into());
+        }
     }
 
     fn store(&mut self, stored: Stored) {
