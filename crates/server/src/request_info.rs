@@ -141,10 +141,11 @@ impl<'p> RequestPath<'p> {
 
 /// The segments of `path`, in `buffer`; those that find no room there mean nothing.
 fn split<'b, 'p>(path: &'p str, buffer: &'b mut [&'p str]) -> &'b [&'p str] {
-    let mut count = 0;
-    for (slot, segment) in buffer.iter_mut().zip(path.split('/')) {
-        *slot = segment;
-        count += 1;
+    let (mut start, mut count) = (0, 0);
+    let ends = memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]);
+    for (slot, end) in buffer.iter_mut().zip(ends) {
+        *slot = &path[start..end];
+        (start, count) = (end + 1, count + 1);
     }
     &buffer[..count]
 }
