@@ -49,8 +49,10 @@ pub struct Event<'a> {
     pub request_received_timestamp: Option<Text<'a>>,
     /// RFC 3339 with microseconds.
     pub stage_timestamp: Option<Text<'a>>,
-    /// Set by the authorizer, admission plugins and others inside kube-apiserver.
+    /// Set by the authorizer, admission plugins and others inside kube-apiserver. Only those of [`READ_ANNOTATIONS`].
     pub annotations: Vec<(Text<'a>, Text<'a>)>,
+    /// Whether there are others.
+    pub has_other_annotations: bool,
     /// Whether the item carries `kind`, `apiVersion` or `metadata`, as items of v1beta1 lists do and those of v1 do not.
     pub carries_object_fields: bool,
     /// The names of the fields that this struct does not know.
@@ -62,6 +64,11 @@ pub struct Event<'a> {
 pub fn is_known_field(name: &str) -> bool {
     Field::named(name).is_some()
 }
+
+/// The annotations whose values decide something, and so are decoded. Others can be long and full of escapes: the one that
+/// says why the authorizer agreed is the longest string of most events.
+pub const READ_ANNOTATIONS: [&str; 4] =
+    ["audit.k8s.io/truncated", "authorization.k8s.io/decision", "k8s.io/deprecated", "k8s.io/removed-release"];
 
 /// The user of a request: `authentication.k8s.io/v1` `UserInfo`.
 #[derive(Debug, Default, Deserialize)]
@@ -277,8 +284,9 @@ fn read_into<'de, A: MapAccess<'de>>(event: &mut Event<'de>, mut map: A) -> Resu
             Field::RequestReceivedTimestamp => event.request_received_timestamp = map.next_value()?,
             Field::StageTimestamp => event.stage_timestamp = map.next_value()?,
             Field::Annotations => {
-                let annotations = map.next_value::<Option<Members<'de, Text<'de>>>>()?;
-                event.annotations = annotations.map(|members| members.0).unwrap_or_default();
+                let annotations = map.next_value::<Option<Annotations<'de>>>()?.unwrap_or_default();
+                event.annotations = annotations.read;
+                event.has_other_annotations = annotations.others;
             }
             Field::Kind | Field::ApiVersion | Field::Metadata => {
                 map.next_value::<IgnoredAny>()?;
@@ -303,6 +311,40 @@ const REQUIRED: [(Field, &str); 6] = [
     (Field::Verb, "verb"),
     (Field::User, "user"),
 ];
+
+#[derive(Default)]
+struct Annotations<'a> {
+    read: Vec<(Text<'a>, Text<'a>)>,
+    others: bool,
+}
+
+impl<'de> Deserialize<'de> for Annotations<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Annotations<'de> {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(name) = map.next_key::<Text<'de>>()? {
+            if READ_ANNOTATIONS.contains(&&*name) {
+                self.read.push((name, map.next_value()?));
+                continue;
+            }
+            if !map.next_value::<&RawValue>()?.get().starts_with('"') {
+                return Err(A::Error::custom("an annotation is not a string"));
+            }
+            self.others = true;
+        }
+        Ok(self)
+    }
+}
 
 /// The members of a JSON object in the order of the input.
 #[derive(Debug)]
@@ -370,6 +412,18 @@ mod tests {
         assert!(serde_json::from_str::<Event<'_>>("{}").is_err());
         assert!(parse(r#","stageTimestamp":7"#).is_err());
         assert!(parse(r#","objectRef":"pods""#).is_err());
+    }
+
+    #[test]
+    fn annotations_are_strings_and_few_are_read() {
+        let event = parse(r#","annotations":{"a":"\"","authorization.k8s.io/decision":"all\u006fw"}"#).unwrap();
+        assert_eq!(event.annotations, [(Text::from("authorization.k8s.io/decision"), Text::from("allow"))]);
+        assert!(event.has_other_annotations);
+        assert!(!parse(r#","annotations":{"k8s.io/deprecated":"true"}"#).unwrap().has_other_annotations);
+        for other in ["7", "null", "{}", r#"[""]"#] {
+            assert!(parse(&format!(r#","annotations":{{"a":{other}}}"#)).is_err(), "{other}");
+            assert!(parse(&format!(r#","annotations":{{"k8s.io/deprecated":{other}}}"#)).is_err(), "{other}");
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ const SHOWN_PARAMETERS: [&str; 29] = [
     "watch",
 ];
 
-/// Annotations that name a decision and not a content.
+/// Annotations that name a decision and not a content. Each has to be read at all: `audit::READ_ANNOTATIONS`.
 const SHOWN_ANNOTATIONS: [&str; 4] =
     ["audit.k8s.io/truncated", "authorization.k8s.io/decision", "k8s.io/deprecated", "k8s.io/removed-release"];
 
@@ -150,7 +150,8 @@ pub fn write_withheld_names(event: &Event<'_>, request_uri: &str, out: &mut Vec<
     let (user_uid, user_extra) = user(Some(&event.user));
     let (impersonated_uid, impersonated_extra) = user(event.impersonated_user.as_ref());
     let status = event.response_status.as_ref();
-    let hides_annotations = event.annotations.iter().any(|(key, _)| !SHOWN_ANNOTATIONS.contains(&&**key));
+    let hides_annotations =
+        event.has_other_annotations || event.annotations.iter().any(|(key, _)| !SHOWN_ANNOTATIONS.contains(&&**key));
     let known = [
         ("requestURI", request_uri != &*event.request_uri),
         ("user.uid", user_uid),
@@ -306,6 +307,8 @@ impl<'a> Object<'a> {
 
 #[cfg(test)]
 mod tests {
+    use audit_stream_api::audit::READ_ANNOTATIONS;
+
     use super::*;
 
     fn withhold(event: &str) -> (serde_json::Value, String) {
@@ -412,6 +415,11 @@ mod tests {
         assert_eq!(mask_uri(&format!("/a?{}", query(MAX_QUERY_BYTES + 1))).as_deref(), Some("/a?***"));
         assert_eq!(mask_uri(&format!("/a?{}", "&".repeat(1 << 20))).as_deref(), Some("/a?***"), "unmasked or not");
         assert_eq!(mask_uri(&format!("/a/proxy/b?{}", "&".repeat(1 << 20))).as_deref(), Some("/a/proxy/***"));
+    }
+
+    #[test]
+    fn what_is_shown_is_read() {
+        assert!(SHOWN_ANNOTATIONS.iter().all(|shown| READ_ANNOTATIONS.contains(shown)));
     }
 
     #[test]

@@ -31,8 +31,10 @@ pub struct NotAList {
     near_byte: usize,
 }
 
-/// The text of a body. kube-apiserver copies a client's patch into an event as it came, so that any client can put bytes
-/// into a batch that are not UTF-8: those become U+FFFD, three bytes each, and nobody else's event is lost for them.
+/// The text of a body.
+///
+/// kube-apiserver copies a client's patch into an event as it came, so that any client can put bytes into a batch that are not
+/// UTF-8: those become U+FFFD, three bytes each, and nobody else's event is lost for them.
 ///
 /// All of it is looked at, once, here: `serde_json` does not look into strings that it ignores, and they travel on to readers.
 pub fn text(body: &[u8]) -> Cow<'_, str> {
