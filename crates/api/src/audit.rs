@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// One audit event.
@@ -49,8 +49,10 @@ pub struct Event<'a> {
     pub request_received_timestamp: Option<Text<'a>>,
     /// RFC 3339 with microseconds.
     pub stage_timestamp: Option<Text<'a>>,
-    /// Set by the authorizer, admission plugins and others inside kube-apiserver.
+    /// Set by the authorizer, admission plugins and others inside kube-apiserver. Only those of [`READ_ANNOTATIONS`].
     pub annotations: Vec<(Text<'a>, Text<'a>)>,
+    /// Whether there are others.
+    pub has_other_annotations: bool,
     /// Whether the item carries `kind`, `apiVersion` or `metadata`, as items of v1beta1 lists do and those of v1 do not.
     pub carries_object_fields: bool,
     /// The names of the fields that this struct does not know.
@@ -62,6 +64,11 @@ pub struct Event<'a> {
 pub fn is_known_field(name: &str) -> bool {
     Field::named(name).is_some()
 }
+
+/// The annotations whose values decide something, and so are decoded. Others can be long and full of escapes: the one that
+/// says why the authorizer agreed is the longest string of most events.
+pub const READ_ANNOTATIONS: [&str; 4] =
+    ["audit.k8s.io/truncated", "authorization.k8s.io/decision", "k8s.io/deprecated", "k8s.io/removed-release"];
 
 /// The user of a request: `authentication.k8s.io/v1` `UserInfo`.
 #[derive(Debug, Default, Deserialize)]
@@ -161,7 +168,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// The fields of an event that this program reads; the discriminant is the field's bit in [`event`]'s `seen`.
+/// The fields of an event that this program reads; the discriminant is the field's bit in [`read_into`]'s `seen`.
 #[derive(Clone, Copy)]
 enum Field {
     Level,
@@ -212,30 +219,44 @@ impl Field {
     }
 }
 
-// By hand rather than derived, because a derived struct cannot name the fields that it does not know.
 impl<'de> Deserialize<'de> for Event<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EventVisitor;
-
-        impl<'de> Visitor<'de> for EventVisitor {
-            type Value = Event<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an audit event")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                event(map)
-            }
-        }
-
-        deserializer.deserialize_map(EventVisitor)
+        let mut event = Event::default();
+        Replace(&mut event).deserialize(deserializer)?;
+        Ok(event)
     }
 }
 
-fn event<'de, A: MapAccess<'de>>(mut map: A) -> Result<Event<'de>, A::Error> {
+/// Reads an event into the place of another one, of which nothing remains. An event is too large to be handed from function
+/// to function cheaply, and whoever reads many needs one at a time.
+///
+/// After an error the event is some of both.
+pub struct Replace<'e, 'a>(pub &'e mut Event<'a>);
+
+// By hand rather than derived, because a derived struct cannot name the fields that it does not know.
+impl<'de> DeserializeSeed<'de> for Replace<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Replace<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an audit event")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        read_into(self.0, map)
+    }
+}
+
+fn read_into<'de, A: MapAccess<'de>>(event: &mut Event<'de>, mut map: A) -> Result<(), A::Error> {
     let mut seen = 0_u32;
-    let mut event = Event::default();
+    *event = Event::default();
     while let Some(name) = map.next_key::<Text<'de>>()? {
         let Some(field) = Field::named(&name) else {
             map.next_value::<IgnoredAny>()?;
@@ -263,8 +284,9 @@ fn event<'de, A: MapAccess<'de>>(mut map: A) -> Result<Event<'de>, A::Error> {
             Field::RequestReceivedTimestamp => event.request_received_timestamp = map.next_value()?,
             Field::StageTimestamp => event.stage_timestamp = map.next_value()?,
             Field::Annotations => {
-                let annotations = map.next_value::<Option<Members<'de, Text<'de>>>>()?;
-                event.annotations = annotations.map(|members| members.0).unwrap_or_default();
+                let annotations = map.next_value::<Option<Annotations<'de>>>()?.unwrap_or_default();
+                event.annotations = annotations.read;
+                event.has_other_annotations = annotations.others;
             }
             Field::Kind | Field::ApiVersion | Field::Metadata => {
                 map.next_value::<IgnoredAny>()?;
@@ -277,7 +299,7 @@ fn event<'de, A: MapAccess<'de>>(mut map: A) -> Result<Event<'de>, A::Error> {
             return Err(A::Error::missing_field(name));
         }
     }
-    Ok(event)
+    Ok(())
 }
 
 /// Upstream writes these always: they have no `omitempty`.
@@ -289,6 +311,40 @@ const REQUIRED: [(Field, &str); 6] = [
     (Field::Verb, "verb"),
     (Field::User, "user"),
 ];
+
+#[derive(Default)]
+struct Annotations<'a> {
+    read: Vec<(Text<'a>, Text<'a>)>,
+    others: bool,
+}
+
+impl<'de> Deserialize<'de> for Annotations<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Annotations<'de> {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(name) = map.next_key::<Text<'de>>()? {
+            if READ_ANNOTATIONS.contains(&&*name) {
+                self.read.push((name, map.next_value()?));
+                continue;
+            }
+            if !map.next_value::<&RawValue>()?.get().starts_with('"') {
+                return Err(A::Error::custom("an annotation is not a string"));
+            }
+            self.others = true;
+        }
+        Ok(self)
+    }
+}
 
 /// The members of a JSON object in the order of the input.
 #[derive(Debug)]
@@ -356,6 +412,18 @@ mod tests {
         assert!(serde_json::from_str::<Event<'_>>("{}").is_err());
         assert!(parse(r#","stageTimestamp":7"#).is_err());
         assert!(parse(r#","objectRef":"pods""#).is_err());
+    }
+
+    #[test]
+    fn annotations_are_strings_and_few_are_read() {
+        let event = parse(r#","annotations":{"a":"\"","authorization.k8s.io/decision":"all\u006fw"}"#).unwrap();
+        assert_eq!(event.annotations, [(Text::from("authorization.k8s.io/decision"), Text::from("allow"))]);
+        assert!(event.has_other_annotations);
+        assert!(!parse(r#","annotations":{"k8s.io/deprecated":"true"}"#).unwrap().has_other_annotations);
+        for other in ["7", "null", "{}", r#"[""]"#] {
+            assert!(parse(&format!(r#","annotations":{{"a":{other}}}"#)).is_err(), "{other}");
+            assert!(parse(&format!(r#","annotations":{{"k8s.io/deprecated":{other}}}"#)).is_err(), "{other}");
+        }
     }
 
     #[test]

@@ -97,7 +97,25 @@ fn write_text(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
 
 /// Appends `text` as a JSON string.
 pub fn write_json(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).expect("a string always serialises, and a Vec takes every byte");
+    if needs_escapes(text) {
+        serde_json::to_writer(out, text).expect("a string always serialises, and a Vec takes every byte");
+    } else {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    }
+}
+
+/// Appends `number` in decimal.
+pub fn write_number(out: &mut Vec<u8>, number: i32) {
+    serde_json::to_writer(out, &number).expect("a number always serialises, and a Vec takes every byte");
+}
+
+/// Whether a JSON string cannot hold the text as it is. Nearly all can, and copying is many times faster than looking for
+/// escapes one by one.
+fn needs_escapes(text: &str) -> bool {
+    // Looks at every byte: without an early end, several are compared at a time.
+    text.bytes().fold(false, |found, byte| found | (byte < b' ') | (byte == b'"') | (byte == b'\\'))
 }
 
 /// Events that a reader was entitled to and did not get.
@@ -144,6 +162,9 @@ impl GapReason {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     const META: ObjectMeta<'_> = ObjectMeta {
@@ -199,5 +220,35 @@ mod tests {
              \"audit-stream.dev/withheld\":\"user.uid\"}},\
              \"level\":\"Metadata\"}}\n"
         );
+    }
+
+    #[test]
+    fn numbers_are_decimal() {
+        for number in [0, -1, 200, i32::MIN, i32::MAX] {
+            let mut out = Vec::new();
+            write_number(&mut out, number);
+            assert_eq!(out, number.to_string().as_bytes());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
+
+        // What is copied as it is must be what would have been written.
+        #[test]
+        fn text_is_written_as_serde_json_writes_it(plain in ".{0,80}", at in any::<prop::sample::Index>(), special in special()) {
+            let mut chars: Vec<char> = plain.chars().collect();
+            chars.insert(at.index(chars.len() + 1), special);
+            for text in [plain, String::from_iter(chars)] {
+                let mut out = Vec::new();
+                write_json(&mut out, &text);
+                prop_assert_eq!(out, serde_json::to_vec(&text).unwrap());
+            }
+        }
+    }
+
+    fn special() -> impl Strategy<Value = char> {
+        let controls = prop::char::range('\0', '\u{9f}');
+        prop_oneof![controls, select(vec!['"', '\\', '/', '<', '\u{2028}', '\u{ffff}', '\u{1f600}'])]
     }
 }

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use audit_stream_api::audit::{Event, Text};
 
-use crate::request_info::{RequestPath, ResourcePath, decoded, has_whole_escapes, is_label};
+use crate::request_info::{RequestPath, ResourcePath, decoded, has_whole_escapes, is_label, split_uri};
 
 /// Where an event belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +156,7 @@ fn in_namespace(name: &str) -> Result<Attribution<'_>, Dispute> {
 /// The path of `uri`, percent-decoded exactly once: kube-apiserver writes `URL.RequestURI()` and decides by `URL.Path`, and the
 /// one always decodes to the other.
 fn decoded_path(uri: &str) -> Result<Cow<'_, str>, Dispute> {
-    let path = uri.split_once('?').map_or(uri, |(path, _query)| path);
+    let (path, _query) = split_uri(uri);
     if !path.starts_with('/') && path != "*" {
         return Err(Dispute::NotAPath);
     }

@@ -9,7 +9,7 @@ pub mod batch;
 pub mod duplicates;
 mod inflight;
 pub mod sources;
-mod split;
+pub mod split;
 pub mod truncate;
 
 use std::net::SocketAddr;
@@ -222,8 +222,8 @@ impl Ingest {
         })
     }
 
-    /// What is in a body; `None` if that is nothing for a reader to learn.
-    fn batch(&self, body: &[u8]) -> Option<Batch> {
+    /// What is in a body, which is neither remembered nor published; `None` if that is nothing for a reader to learn.
+    pub fn batch(&self, body: &[u8]) -> Option<Batch> {
         let text = split::text(body);
         let mut batch = BatchBuilder::with_capacity(text.len());
         if let Err(error) = split(&text, |item| self.take(item, &mut batch)) {
@@ -240,18 +240,18 @@ impl Ingest {
         Some(batch)
     }
 
-    fn take(&self, item: Item<'_>, batch: &mut BatchBuilder) {
+    fn take(&self, item: Item<'_, '_>, batch: &mut BatchBuilder) {
         match item {
             Item::Event(event, _) if batch.bytes() as u64 >= self.config.enough_batch_bytes() => {
                 count(&self.metrics.dropped_events, "oversize");
                 batch.note_lost(GapReason::Oversize);
-                if let (true, Attribution::Namespace(namespace)) = (creates_namespace(&event), attribute(&event)) {
+                if let (true, Attribution::Namespace(namespace)) = (creates_namespace(event), attribute(event)) {
                     // Its place is the floor of what the new owner sees.
-                    batch.push_dropped(&event, Some(namespace), GapReason::Oversize);
+                    batch.push_dropped(event, Some(namespace), GapReason::Oversize);
                     batch.note_creation();
                 }
             }
-            Item::Event(event, json) => self.append_event(&event, json, batch),
+            Item::Event(event, json) => self.append_event(event, json, batch),
             Item::Malformed => self.drop_malformed(batch),
         }
     }

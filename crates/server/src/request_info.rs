@@ -63,7 +63,20 @@ const INTERPRETED: usize = 9 + 1;
 /// become U+FFFD, as they do where kube-apiserver writes them into JSON: into `objectRef`, and into a review.
 #[must_use]
 pub fn decoded(path: &str) -> Option<Cow<'_, str>> {
+    if !path.as_bytes().contains(&b'%') {
+        return Some(Cow::Borrowed(path));
+    }
     has_whole_escapes(path).then(|| percent_decode_str(path).decode_utf8_lossy())
+}
+
+/// A URI's path, and its query if it has one.
+#[must_use]
+pub fn split_uri(uri: &str) -> (&str, Option<&str>) {
+    // Not `split_once`, which takes several times as long for a character as for a byte.
+    match memchr::memchr(b'?', uri.as_bytes()) {
+        Some(at) => (&uri[..at], Some(&uri[at + 1..])),
+        None => (uri, None),
+    }
 }
 
 /// Whether two hexadecimal digits follow each `%`.
@@ -128,10 +141,11 @@ impl<'p> RequestPath<'p> {
 
 /// The segments of `path`, in `buffer`; those that find no room there mean nothing.
 fn split<'b, 'p>(path: &'p str, buffer: &'b mut [&'p str]) -> &'b [&'p str] {
-    let mut count = 0;
-    for (slot, segment) in buffer.iter_mut().zip(path.split('/')) {
-        *slot = segment;
-        count += 1;
+    let (mut start, mut count) = (0, 0);
+    let ends = memchr::memchr_iter(b'/', path.as_bytes()).chain([path.len()]);
+    for (slot, end) in buffer.iter_mut().zip(ends) {
+        *slot = &path[start..end];
+        (start, count) = (end + 1, count + 1);
     }
     &buffer[..count]
 }

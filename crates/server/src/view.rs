@@ -4,12 +4,12 @@
 //! credential could carry is withheld from every reader; what was withheld from an event is named on it.
 //! It does not decide who may read (`authz`) or which events (`attribution`).
 
-use std::io::Write;
-
 use audit_stream_api::audit::{Event, ObjectReference, ResponseStatus, Text, User};
-use audit_stream_api::object::write_json;
+use audit_stream_api::object::{write_json, write_number};
 use audit_stream_api::selector::Field;
 use percent_encoding::{percent_decode, percent_decode_str};
+
+use crate::request_info::split_uri;
 
 /// Stands for text that the reader may not see.
 const MASK: &str = "***";
@@ -55,7 +55,7 @@ const SHOWN_PARAMETERS: [&str; 29] = [
     "watch",
 ];
 
-/// Annotations that name a decision and not a content.
+/// Annotations that name a decision and not a content. Each has to be read at all: `audit::READ_ANNOTATIONS`.
 const SHOWN_ANNOTATIONS: [&str; 4] =
     ["audit.k8s.io/truncated", "authorization.k8s.io/decision", "k8s.io/deprecated", "k8s.io/removed-release"];
 
@@ -90,54 +90,54 @@ pub fn shows(field: Field) -> bool {
 /// event's, masked by [`mask_uri`].
 pub fn write_shown(event: &Event<'_>, request_uri: &str, out: &mut Vec<u8>) {
     let mut object = Object::new(out);
-    object.text("level", &event.level);
-    object.text("auditID", &event.audit_id);
-    object.text("stage", &event.stage);
-    object.text("requestURI", request_uri);
-    object.text("verb", &event.verb);
-    object.nested("user", |user| write_user(user, &event.user));
+    object.text(r#""level":"#, &event.level);
+    object.text(r#""auditID":"#, &event.audit_id);
+    object.text(r#""stage":"#, &event.stage);
+    object.text(r#""requestURI":"#, request_uri);
+    object.text(r#""verb":"#, &event.verb);
+    object.nested(r#""user":"#, |user| write_user(user, &event.user));
     if let Some(impersonated) = &event.impersonated_user {
-        object.nested("impersonatedUser", |user| write_user(user, impersonated));
+        object.nested(r#""impersonatedUser":"#, |user| write_user(user, impersonated));
     }
-    object.optional_text("userAgent", event.user_agent.as_ref());
+    object.optional_text(r#""userAgent":"#, event.user_agent.as_ref());
     if let Some(reference) = &event.object_ref {
-        object.nested("objectRef", |object| write_reference(object, reference));
+        object.nested(r#""objectRef":"#, |object| write_reference(object, reference));
     }
     if let Some(status) = &event.response_status {
-        object.nested("responseStatus", |object| write_status(object, status));
+        object.nested(r#""responseStatus":"#, |object| write_status(object, status));
     }
-    object.optional_text("requestReceivedTimestamp", event.request_received_timestamp.as_ref());
-    object.optional_text("stageTimestamp", event.stage_timestamp.as_ref());
+    object.optional_text(r#""requestReceivedTimestamp":"#, event.request_received_timestamp.as_ref());
+    object.optional_text(r#""stageTimestamp":"#, event.stage_timestamp.as_ref());
     let shown = event.annotations.iter().filter(|(key, _)| SHOWN_ANNOTATIONS.contains(&&**key));
     if shown.clone().next().is_some() {
-        object.nested("annotations", |object| shown.for_each(|(key, value)| object.text(key, value)));
+        object.nested(r#""annotations":"#, |object| shown.for_each(|(key, value)| object.annotation(key, value)));
     }
 }
 
 fn write_user(object: &mut Object<'_>, user: &User<'_>) {
-    object.text("username", &user.username);
+    object.text(r#""username":"#, &user.username);
     if let Some(groups) = user.groups.as_ref().filter(|groups| !groups.is_empty()) {
-        object.texts("groups", groups);
+        object.texts(r#""groups":"#, groups);
     }
 }
 
 fn write_reference(object: &mut Object<'_>, reference: &ObjectReference<'_>) {
-    object.optional_text("resource", reference.resource.as_ref());
-    object.optional_text("namespace", reference.namespace.as_ref());
-    object.optional_text("name", reference.name.as_ref());
-    object.optional_text("uid", reference.uid.as_ref());
-    object.optional_text("apiGroup", reference.api_group.as_ref());
-    object.optional_text("apiVersion", reference.api_version.as_ref());
-    object.optional_text("resourceVersion", reference.resource_version.as_ref());
-    object.optional_text("subresource", reference.subresource.as_ref());
+    object.optional_text(r#""resource":"#, reference.resource.as_ref());
+    object.optional_text(r#""namespace":"#, reference.namespace.as_ref());
+    object.optional_text(r#""name":"#, reference.name.as_ref());
+    object.optional_text(r#""uid":"#, reference.uid.as_ref());
+    object.optional_text(r#""apiGroup":"#, reference.api_group.as_ref());
+    object.optional_text(r#""apiVersion":"#, reference.api_version.as_ref());
+    object.optional_text(r#""resourceVersion":"#, reference.resource_version.as_ref());
+    object.optional_text(r#""subresource":"#, reference.subresource.as_ref());
 }
 
 fn write_status(object: &mut Object<'_>, status: &ResponseStatus<'_>) {
-    object.nested("metadata", |_| {});
-    object.optional_text("status", status.status.as_ref());
-    object.optional_text("reason", status.reason.as_ref());
+    object.nested(r#""metadata":"#, |_| {});
+    object.optional_text(r#""status":"#, status.status.as_ref());
+    object.optional_text(r#""reason":"#, status.reason.as_ref());
     if let Some(code) = status.code {
-        object.number("code", code);
+        object.number(r#""code":"#, code);
     }
 }
 
@@ -150,7 +150,8 @@ pub fn write_withheld_names(event: &Event<'_>, request_uri: &str, out: &mut Vec<
     let (user_uid, user_extra) = user(Some(&event.user));
     let (impersonated_uid, impersonated_extra) = user(event.impersonated_user.as_ref());
     let status = event.response_status.as_ref();
-    let hides_annotations = event.annotations.iter().any(|(key, _)| !SHOWN_ANNOTATIONS.contains(&&**key));
+    let hides_annotations =
+        event.has_other_annotations || event.annotations.iter().any(|(key, _)| !SHOWN_ANNOTATIONS.contains(&&**key));
     let known = [
         ("requestURI", request_uri != &*event.request_uri),
         ("user.uid", user_uid),
@@ -179,7 +180,7 @@ pub fn write_withheld_names(event: &Event<'_>, request_uri: &str, out: &mut Vec<
 /// Masked are the values of query parameters that are not known to be harmless, a query that is longer than
 /// [`MAX_QUERY_BYTES`], and all that follows a `proxy` segment, the query included: it is for whatever is proxied to.
 pub fn mask_uri(uri: &str) -> Option<String> {
-    let (path, query) = uri.split_once('?').map_or((uri, None), |(path, query)| (path, Some(query)));
+    let (path, query) = split_uri(uri);
     if let Some(proxied) = after_proxy_segment(path) {
         let (kept, rest) = uri.split_at(proxied);
         let separator = if rest.starts_with('?') { '?' } else { '/' };
@@ -211,6 +212,10 @@ pub fn mask_uri(uri: &str) -> Option<String> {
 /// Where the path's first `proxy` segment ends.
 fn after_proxy_segment(path: &str) -> Option<usize> {
     let bytes = path.as_bytes();
+    // Nearly every path ends here.
+    if !bytes.contains(&b'%') && !path.contains("proxy") {
+        return None;
+    }
     let mut start = 0;
     for at in 0..=bytes.len() {
         // kube-apiserver splits what it has decoded, so an encoded slash separates as well as a plain one.
@@ -229,8 +234,8 @@ fn after_proxy_segment(path: &str) -> Option<usize> {
 }
 
 fn shown_parameter(key: &str) -> bool {
-    let key = percent_decode_str(key).decode_utf8_lossy();
-    SHOWN_PARAMETERS.binary_search(&&*key).is_ok()
+    let is_shown = |key: &str| SHOWN_PARAMETERS.binary_search(&key).is_ok();
+    is_shown(key) || (key.contains('%') && is_shown(&percent_decode_str(key).decode_utf8_lossy()))
 }
 
 /// Whether the event's bodies are live credentials: a token request's or a token review's. No reader gets those, readers
@@ -252,12 +257,19 @@ impl<'a> Object<'a> {
         Self { out, any: false }
     }
 
+    /// A key as it is written: with quotes, and a colon behind them.
     fn key(&mut self, key: &str) {
         if std::mem::replace(&mut self.any, true) {
             self.out.push(b',');
         }
+        self.out.extend_from_slice(key.as_bytes());
+    }
+
+    fn annotation(&mut self, key: &str, value: &str) {
+        self.key("");
         write_json(self.out, key);
         self.out.push(b':');
+        write_json(self.out, value);
     }
 
     fn text(&mut self, key: &str, value: &str) {
@@ -282,7 +294,7 @@ impl<'a> Object<'a> {
 
     fn number(&mut self, key: &str, value: i32) {
         self.key(key);
-        write!(self.out, "{value}").expect("a Vec takes every byte");
+        write_number(self.out, value);
     }
 
     fn nested(&mut self, key: &str, write: impl FnOnce(&mut Object<'_>)) {
@@ -295,6 +307,8 @@ impl<'a> Object<'a> {
 
 #[cfg(test)]
 mod tests {
+    use audit_stream_api::audit::READ_ANNOTATIONS;
+
     use super::*;
 
     fn withhold(event: &str) -> (serde_json::Value, String) {
@@ -401,6 +415,11 @@ mod tests {
         assert_eq!(mask_uri(&format!("/a?{}", query(MAX_QUERY_BYTES + 1))).as_deref(), Some("/a?***"));
         assert_eq!(mask_uri(&format!("/a?{}", "&".repeat(1 << 20))).as_deref(), Some("/a?***"), "unmasked or not");
         assert_eq!(mask_uri(&format!("/a/proxy/b?{}", "&".repeat(1 << 20))).as_deref(), Some("/a/proxy/***"));
+    }
+
+    #[test]
+    fn what_is_shown_is_read() {
+        assert!(SHOWN_ANNOTATIONS.iter().all(|shown| READ_ANNOTATIONS.contains(shown)));
     }
 
     #[test]

@@ -5,11 +5,9 @@
 //! is not stored twice.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::io::Write;
 
 use audit_stream_api::audit::{Event, Members, Text};
-use audit_stream_api::object::{GapReason, write_json};
+use audit_stream_api::object::{GapReason, write_json, write_number};
 use audit_stream_api::selector::Field;
 use serde_json::value::RawValue;
 
@@ -31,8 +29,9 @@ pub struct Batch {
 /// Makes a [`Batch`].
 ///
 /// Text is written to segments of about a mebibyte, none of which grows or moves when the next one begins. So an ordinary
-/// batch takes, while it is made, three and a half times its body: the body, at most twice as much of text (its events whole
-/// and as shown) and a quarter for places. At worst it takes the body, three times that for one that is no text,
+/// batch takes, while it is made, three and a half times its body and one segment: the body, at most twice as much of text (its
+/// events whole and as shown), a quarter for places, and the segment that is written before it is copied. At worst it takes the
+/// body, that segment, three times that for one that is no text,
 /// [`MAX_BATCH_FACTOR`] times that for the batch, and for the event that is being read 24 bytes for each item of its lists,
 /// which are three bytes of the body at least, and as much again while such a list grows.
 #[derive(Debug, Default)]
@@ -79,7 +78,7 @@ pub const fn max_bytes(body_bytes: usize) -> usize {
 }
 
 /// Room for one segment's text: as much as most batches have.
-const SEGMENT_BYTES: usize = 1 << 20;
+pub const SEGMENT_BYTES: usize = 1 << 20;
 
 /// What an event's text may have beyond twice its bytes without being extraordinary: masks, a date, empty fields.
 const EVENT_SLACK_BYTES: usize = 1024;
@@ -137,7 +136,12 @@ impl BatchBuilder {
         let masked_uri = namespace.and_then(|_| view::mask_uri(&event.request_uri));
         let mut stored = texts.selectable(event, namespace, masked_uri.as_deref(), usize::MAX, &mut self.lists);
         let seconds = event.stage_timestamp.as_deref().and_then(whole_seconds);
-        stored.creation_timestamp = seconds.map(|seconds| texts.append_written(format_args!("{seconds}Z")));
+        stored.creation_timestamp = seconds.map(|seconds| {
+            texts.append_written(|buffer| {
+                buffer.extend_from_slice(seconds.as_bytes());
+                buffer.push(b'Z');
+            })
+        });
         if namespace.is_some() {
             let shown_uri = masked_uri.as_deref().unwrap_or(&event.request_uri);
             (stored.shown, stored.withheld_names) = texts.view(event, shown_uri);
@@ -191,13 +195,22 @@ impl BatchBuilder {
         let wanted = event_bytes * 2 + EVENT_SLACK_BYTES;
         if self.text.capacity() - self.text.len() < wanted {
             self.close_segment();
-            self.text = Vec::with_capacity(wanted.max(self.segment_bytes));
+            self.text.reserve(wanted.max(self.segment_bytes));
         }
     }
 
+    /// Text of an ordinary segment is copied out, and its room used again. Cut to its length, it would be given back as less
+    /// than was asked for: then the C library takes all of the next one fresh from the system, and each page of it costs more
+    /// than writing it full.
     fn close_segment(&mut self) {
-        if self.text.capacity() > 0 {
-            self.closed_bytes += self.text.len();
+        if self.text.is_empty() {
+            return;
+        }
+        self.closed_bytes += self.text.len();
+        if self.text.capacity() <= SEGMENT_BYTES {
+            self.segments.push(Box::from(&*self.text));
+            self.text.clear();
+        } else {
             self.segments.push(std::mem::take(&mut self.text).into());
         }
     }
@@ -208,31 +221,33 @@ impl BatchBuilder {
     }
 }
 
-/// The values of the fields with one value, by ordinal; empty where absent.
-fn single_values<'e>(event: &'e Event<'_>) -> [&'e str; Field::ALL.len()] {
+/// The value of a field that has one; empty where absent.
+fn single_value<'e>(event: &'e Event<'_>, field: Field) -> &'e str {
     let reference = event.object_ref.as_ref();
-    let of = |field: Option<&'e Option<Text<'_>>>| field.and_then(Option::as_deref).unwrap_or_default();
-    let decision = event.annotations.iter().find(|(key, _)| &**key == "authorization.k8s.io/decision");
-    Field::ALL.map(|field| match field {
-        Field::AuditId => &*event.audit_id,
+    let text = |field: Option<&'e Option<Text<'_>>>| field.and_then(Option::as_deref).unwrap_or_default();
+    match field {
+        Field::AuditId => &event.audit_id,
         Field::Level => &event.level,
         Field::Stage => &event.stage,
         Field::Verb => &event.verb,
         Field::Username => &event.user.username,
         Field::ImpersonatedUsername => event.impersonated_user.as_ref().map_or("", |user| &user.username),
-        Field::UserAgent => event.user_agent.as_deref().unwrap_or_default(),
-        Field::ObjectResource => of(reference.map(|reference| &reference.resource)),
-        Field::ObjectApiGroup => of(reference.map(|reference| &reference.api_group)),
-        Field::ObjectApiVersion => of(reference.map(|reference| &reference.api_version)),
-        Field::ObjectNamespace => of(reference.map(|reference| &reference.namespace)),
-        Field::ObjectName => of(reference.map(|reference| &reference.name)),
-        Field::ObjectSubresource => of(reference.map(|reference| &reference.subresource)),
-        Field::ObjectUid => of(reference.map(|reference| &reference.uid)),
-        Field::Decision => decision.map_or("", |(_, value)| value),
+        Field::UserAgent => text(Some(&event.user_agent)),
+        Field::ObjectResource => text(reference.map(|reference| &reference.resource)),
+        Field::ObjectApiGroup => text(reference.map(|reference| &reference.api_group)),
+        Field::ObjectApiVersion => text(reference.map(|reference| &reference.api_version)),
+        Field::ObjectNamespace => text(reference.map(|reference| &reference.namespace)),
+        Field::ObjectName => text(reference.map(|reference| &reference.name)),
+        Field::ObjectSubresource => text(reference.map(|reference| &reference.subresource)),
+        Field::ObjectUid => text(reference.map(|reference| &reference.uid)),
+        Field::Decision => {
+            let decision = event.annotations.iter().find(|(key, _)| &**key == "authorization.k8s.io/decision");
+            decision.map_or("", |(_, value)| value)
+        }
         Field::RequestUri => &event.request_uri,
         // Made by the server, not text, or with many values.
         Field::MetadataName | Field::MetadataNamespace | Field::ResponseCode | Field::Groups | Field::SourceIps => "",
-    })
+    }
 }
 
 /// Appends one event's texts to a segment.
@@ -258,9 +273,9 @@ impl<'a> Texts<'a> {
         Span::new(start, text.len())
     }
 
-    fn append_written(&mut self, text: fmt::Arguments<'_>) -> Span {
+    fn append_written(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Span {
         let start = self.buffer.len();
-        self.buffer.write_fmt(text).expect("a Vec takes every byte");
+        write(self.buffer);
         Span::new(start, self.buffer.len() - start)
     }
 
@@ -286,9 +301,13 @@ impl<'a> Texts<'a> {
         lists: &mut Vec<Span>,
     ) -> Stored {
         let kept = |value: &str| value.len() <= longest;
-        let mut values = single_values(event).map(|value| self.span(if kept(value) { value } else { "" }));
+        let mut values = [Span::default(); Field::ALL.len()];
+        for field in Field::ALL {
+            let value = single_value(event, field);
+            values[field as usize] = self.span(if kept(value) { value } else { "" });
+        }
         if let Some(code) = event.response_status.as_ref().and_then(|status| status.code) {
-            values[Field::ResponseCode as usize] = self.append_written(format_args!("{code}"));
+            values[Field::ResponseCode as usize] = self.append_written(|buffer| write_number(buffer, code));
         }
         let namespace = namespace.map(|namespace| self.span(namespace));
         values[Field::MetadataNamespace as usize] = namespace.unwrap_or_default();

@@ -5,20 +5,20 @@
 //! It knows nothing of namespaces or readers.
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
-use audit_stream_api::audit::{Event, Text};
+use audit_stream_api::audit::{Event, Replace, Text};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeSeed, IgnoredAny};
 
 /// The versions whose lists are understood; kube-apiserver sends v1 alone since 1.24.
 const API_VERSIONS: [&str; 3] = ["audit.k8s.io/v1", "audit.k8s.io/v1beta1", "audit.k8s.io/v1alpha1"];
 
 /// One item of a list.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, and handed on at once")]
-pub(super) enum Item<'a> {
+pub enum Item<'e, 'a> {
     /// An event, and its bytes in the body.
-    Event(Event<'a>, &'a str),
+    Event(&'e Event<'a>, &'a str),
     /// Well-formed JSON that is not an event.
     Malformed,
 }
@@ -26,16 +26,18 @@ pub(super) enum Item<'a> {
 /// The body is not a list of audit events: not one of its items may be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not an audit.k8s.io EventList, near byte {near_byte}")]
-pub(super) struct NotAList {
+pub struct NotAList {
     /// Roughly where it stops being one.
     near_byte: usize,
 }
 
-/// The text of a body. kube-apiserver copies a client's patch into an event as it came, so that any client can put bytes
-/// into a batch that are not UTF-8: those become U+FFFD, three bytes each, and nobody else's event is lost for them.
+/// The text of a body.
+///
+/// kube-apiserver copies a client's patch into an event as it came, so that any client can put bytes into a batch that are not
+/// UTF-8: those become U+FFFD, three bytes each, and nobody else's event is lost for them.
 ///
 /// All of it is looked at, once, here: `serde_json` does not look into strings that it ignores, and they travel on to readers.
-pub(super) fn text(body: &[u8]) -> Cow<'_, str> {
+pub fn text(body: &[u8]) -> Cow<'_, str> {
     simdutf8::basic::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed)
 }
 
@@ -43,7 +45,7 @@ pub(super) fn text(body: &[u8]) -> Cow<'_, str> {
 ///
 /// # Errors
 /// If the text is not JSON, or not an `EventList`. `each` may have been called for items before the error.
-pub(super) fn split<'a>(text: &'a str, mut each: impl FnMut(Item<'a>)) -> Result<(), NotAList> {
+pub fn split<'a>(text: &'a str, mut each: impl FnMut(Item<'_, 'a>)) -> Result<(), NotAList> {
     let mut walk = Walk { text, at: 0 };
     let mut is_list = (false, false);
     walk.object(|walk, key| match key {
@@ -78,7 +80,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn items(&mut self, each: &mut impl FnMut(Item<'a>)) -> Result<(), NotAList> {
+    fn items(&mut self, each: &mut impl FnMut(Item<'_, 'a>)) -> Result<(), NotAList> {
         if !self.take(b'[') {
             // Go writes a nil slice as null.
             return self.value::<()>();
@@ -86,32 +88,39 @@ impl<'a> Walk<'a> {
         if self.take(b']') {
             return Ok(());
         }
+        let mut event = Event::default();
         loop {
-            each(self.item()?);
+            each(self.item(&mut event)?);
             if !self.take(b',') {
                 return self.expect(b']');
             }
         }
     }
 
-    fn item(&mut self) -> Result<Item<'a>, NotAList> {
+    /// Reads one item; an event into the place of `event`.
+    fn item<'e>(&mut self, event: &'e mut Event<'a>) -> Result<Item<'e, 'a>, NotAList> {
         self.skip_whitespace();
         let start = self.at;
-        let Ok(event) = self.value::<Event<'a>>() else {
+        if self.seeded(Replace(event)).is_err() {
             // Well-formed or not? If so, the event alone is lost, and the walk goes on behind it.
             self.at = start;
             self.value::<IgnoredAny>()?;
             return Ok(Item::Malformed);
-        };
+        }
         Ok(Item::Event(event, &self.text[start..self.at]))
     }
 
     /// Reads one JSON value; on error the place is unspecified.
     fn value<T: Deserialize<'a>>(&mut self) -> Result<T, NotAList> {
-        let mut values = serde_json::Deserializer::from_str(&self.text[self.at..]).into_iter::<T>();
-        let value = values.next();
-        self.at += values.byte_offset();
-        value.and_then(Result::ok).ok_or_else(|| self.error())
+        self.seeded(PhantomData)
+    }
+
+    fn seeded<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<S::Value, NotAList> {
+        let mut reader = serde_json::Deserializer::from_str(&self.text[self.at..]);
+        let value = seed.deserialize(&mut reader).map_err(|_| self.error())?;
+        // A stream of the values that follow begins where this one ended.
+        self.at += reader.into_iter::<IgnoredAny>().byte_offset();
+        Ok(value)
     }
 
     fn expect(&mut self, byte: u8) -> Result<(), NotAList> {

@@ -188,8 +188,9 @@ fn string(json: Vec<u8>) -> String {
 
 /// Whether a well-formed value nests deeper than [`MAX_DEPTH`].
 fn too_deep(json: &str) -> bool {
-    // A level has an opening bracket. Counting bytes is cheap, and next to nothing has so many of them.
-    if json.bytes().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_DEPTH {
+    // A level has two brackets, so what is short has too few, and next to nothing that is long has so many.
+    let opening = |bracket| memchr::memchr_iter(bracket, json.as_bytes()).count();
+    if json.len() <= 2 * MAX_DEPTH || opening(b'{') + opening(b'[') <= MAX_DEPTH {
         return false;
     }
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
