@@ -398,6 +398,35 @@ impl Watch {
 
     /// Waits, and meanwhile for all that may end the watch or is due.
     async fn attend(&mut self, until: Until) {
+        // Mostly nothing is. All the timers below would cost more than what the watch is woken for.
+        let due = self.due();
+        if Instant::now() < due && !self.closing.as_ref().is_some_and(Closing::has_begun) {
+            match until {
+                Until::Now => return,
+                Until::Changed => return self.changed_or_due(due).await,
+                Until::Room(_) => {}
+            }
+        }
+        self.attend_to_all(until).await;
+    }
+
+    /// Before this time there is nothing to attend to but a closing.
+    fn due(&self) -> Instant {
+        let due = if self.bookmarks { self.deadline.min(self.next_bookmark) } else { self.deadline };
+        self.lease.next_step().map_or(due, |next_step| next_step.min(due))
+    }
+
+    /// Waits for something new, or for there to be something to attend to.
+    async fn changed_or_due(&mut self, due: Instant) {
+        tokio::select! {
+            biased;
+            end = closing::end_of_one(self.closing.as_ref()) => self.closes_at(end),
+            () = sleep_until(due) => {}
+            () = self.member.changed() => {}
+        }
+    }
+
+    async fn attend_to_all(&mut self, until: Until) {
         let done = async {
             match until {
                 Until::Now => None,

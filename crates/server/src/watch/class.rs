@@ -464,12 +464,12 @@ impl Drop for Member {
     }
 }
 
-/// What a watch meets in a batch after `at`, if the batch's events at `selected` are its class's.
+/// What a watch meets in a batch after `at`, if of the batch's events after that those at `selected` are its class's.
 fn items(entry: Arc<Entry<Batch>>, at: Sequence, selected: impl Iterator<Item = u32>) -> impl Iterator<Item = Item> {
     let lost = entry.payload().lost().filter(|_| at < entry.first());
     let lost = lost.map(|reason| Item::Loss(Loss { place: entry.first(), reason, count: None }));
     let events = selected.map(move |index| Selected { entry: Arc::clone(&entry), index });
-    lost.into_iter().chain(events.filter(move |event| event.place() > at).map(Item::from))
+    lost.into_iter().chain(events.map(Item::from))
 }
 
 impl From<Selected> for Item {
@@ -561,7 +561,11 @@ impl Hub {
         if retained.peek().is_none() && newer < self.batches.len() {
             return None;
         }
-        Some(retained.flat_map(move |(entry, selection)| items(entry, at, selection.events.iter().copied())))
+        Some(retained.flat_map(move |(entry, selection)| {
+            let passed = frames::indices_after(&entry, at).start;
+            let newer = selection.events.partition_point(|index| *index < passed);
+            items(entry, at, selection.events[newer..].iter().copied())
+        }))
     }
 
     /// Hands over a piece that is there, and lets go of it with the last watch that came for it.
