@@ -114,3 +114,6 @@ impl<S: Gather> AsyncWrite for Gathered<S> {
         self.get_mut().stream().poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-mod peer;
+pub(super) mod peer;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
