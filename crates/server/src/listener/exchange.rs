@@ -341,9 +341,8 @@ impl Scope {
 
     /// Whether it is a stream's that has its answer, and that is no watch.
     fn is_answered_with_an_end(&self) -> bool {
-        let answered = |stream: &Stream| {
-            stream.is_answered.load(Ordering::SeqCst) && !stream.is_watch.load(Ordering::Relaxed)
-        };
+        let answered =
+            |stream: &Stream| stream.is_answered.load(Ordering::SeqCst) && !stream.is_watch.load(Ordering::Relaxed);
         self.stream.as_ref().is_some_and(answered)
     }
 

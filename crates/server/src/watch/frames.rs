@@ -141,13 +141,7 @@ pub(super) fn frame_bytes(resource: Resource, event: StoredEvent<'_>) -> usize {
 
 /// Writes the frames of events, of which there is one at least; a gap is told on the first. `bytes` are the sum of their
 /// [`frame_bytes`], and what was charged is that or more.
-pub(super) fn write(
-    route: &Route,
-    events: &[Selected],
-    bytes: usize,
-    charge: Charge,
-    mut gap: Option<&str>,
-) -> Piece {
+pub(super) fn write(route: &Route, events: &[Selected], bytes: usize, charge: Charge, mut gap: Option<&str>) -> Piece {
     let Route { resource, version, .. } = *route;
     let mut out = Vec::with_capacity(bytes);
     for selected in events {
