@@ -101,8 +101,9 @@ impl Stand {
 
     /// Posts a batch as kube-apiserver does, and waits until it is taken.
     pub async fn post(&self, body: impl Into<Bytes>) -> Result<()> {
-        let answer =
-            self.sender.send(request("POST", "/webhook", &[("content-type", "application/json")], body)?).await?;
+        let request = request("POST", "/webhook", &[("content-type", "application/json")], body)?;
+        // Boxed, because it would make all that posts large.
+        let answer = Box::pin(self.sender.send(request)).await?;
         ensure!(answer.status == 200, "the batch was refused: {} {}", answer.status, answer.body);
         Ok(())
     }
