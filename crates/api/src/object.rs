@@ -4,7 +4,6 @@
 //! needs all three. They come first, and the event's own fields follow as they are.
 
 use std::fmt;
-use std::io::Write;
 
 use serde::Serialize;
 
@@ -15,6 +14,9 @@ pub const GAP_ANNOTATION: &str = "audit-stream.dev/gap";
 
 /// Names the fields of the event that the reader may not see.
 pub const WITHHELD_ANNOTATION: &str = "audit-stream.dev/withheld";
+
+/// What a [`Name`] begins with.
+const NAME_PREFIX: &str = "event-";
 
 /// The metadata of one object.
 #[derive(Debug, Clone, Copy)]
@@ -38,25 +40,25 @@ pub struct Name(pub Sequence);
 impl Name {
     /// The name that is written so, if there is one.
     pub fn parse(text: &str) -> Option<Self> {
-        let name = Self(text.strip_prefix("event-")?.parse().ok()?);
+        let name = Self(text.strip_prefix(NAME_PREFIX)?.parse().ok()?);
         // One spelling each: `event-07` is nobody's.
-        (!text["event-".len()..].starts_with('0')).then_some(name)
+        (!text[NAME_PREFIX.len()..].starts_with('0')).then_some(name)
     }
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "event-{}", self.0)
+        write!(f, "{NAME_PREFIX}{}", self.0)
     }
 }
 
 /// Appends one ADDED frame. `fields` are the event's own, without braces, `kind`, `apiVersion` and `metadata`.
 pub fn write_added(out: &mut Vec<u8>, resource: Resource, version: Version, meta: ObjectMeta<'_>, fields: &[u8]) {
-    let (kind, version) = (resource.kind(), version.as_str());
-    write_text(
+    write_all(
         out,
-        format_args!(r#"{{"type":"ADDED","object":{{"kind":"{kind}","apiVersion":"{GROUP}/{version}","metadata":"#),
+        [r#"{"type":"ADDED","object":{"kind":""#, resource.kind(), r#"","apiVersion":""#, GROUP, "/", version.as_str()],
     );
+    out.extend_from_slice(br#"","metadata":"#);
     write_meta(out, meta);
     out.push(b',');
     out.extend_from_slice(fields);
@@ -65,14 +67,16 @@ pub fn write_added(out: &mut Vec<u8>, resource: Resource, version: Version, meta
 
 fn write_meta(out: &mut Vec<u8>, meta: ObjectMeta<'_>) {
     let ObjectMeta { namespace, sequence, creation_timestamp, withheld, gap } = meta;
-    write_text(out, format_args!(r#"{{"name":"{}","#, Name(sequence)));
+    let mut digits = itoa::Buffer::new();
+    let sequence = digits.format(sequence.get());
+    write_all(out, [r#"{"name":""#, NAME_PREFIX, sequence, r#"","#]);
     if let Some(namespace) = namespace {
         // A DNS-1123 label: nothing in it needs escaping.
-        write_text(out, format_args!(r#""namespace":"{namespace}","#));
+        write_all(out, [r#""namespace":""#, namespace, r#"","#]);
     }
-    write_text(out, format_args!(r#""resourceVersion":"{sequence}""#));
+    write_all(out, [r#""resourceVersion":""#, sequence, r#"""#]);
     if let Some(timestamp) = creation_timestamp {
-        write_text(out, format_args!(r#","creationTimestamp":"{timestamp}""#));
+        write_all(out, [r#","creationTimestamp":""#, timestamp, r#"""#]);
     }
     if withheld.is_some() || gap.is_some() {
         out.extend_from_slice(b",\"annotations\":{");
@@ -91,8 +95,8 @@ fn write_meta(out: &mut Vec<u8>, meta: ObjectMeta<'_>) {
     out.push(b'}');
 }
 
-fn write_text(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
-    out.write_fmt(text).expect("a Vec takes every byte");
+fn write_all<const N: usize>(out: &mut Vec<u8>, parts: [&str; N]) {
+    parts.into_iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
 }
 
 /// Appends `text` as a JSON string.

@@ -24,7 +24,7 @@ pub const SERVER_NAME: &str = "audit-stream.audit-stream.svc";
 const SENDER: &str = "kube-apiserver-audit";
 
 /// The group in which everybody may read.
-const READERS: &str = "readers";
+pub const READERS: &str = "readers";
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(10);
@@ -47,6 +47,7 @@ pub struct Stand {
     address: SocketAddr,
     front_proxy_ca: Authority,
     serving_ca: Authority,
+    webhook: Target,
     sender: Client,
     _reviewer: Reviewer,
     _directory: TempDir,
@@ -72,15 +73,27 @@ impl Stand {
             Ok(())
         };
         process.wait_until("ready", START_DEADLINE, ready).await?;
-        let sender = Client::connect(target(webhook).identity(&webhook_ca.client(SENDER, &[]))).await?;
-        Ok(Self { process, address, front_proxy_ca, serving_ca, sender, _reviewer: reviewer, _directory: directory })
+        let webhook = target(webhook).identity(&webhook_ca.client(SENDER, &[]));
+        let sender = Client::connect(webhook.clone()).await?;
+        let (_reviewer, _directory) = (reviewer, directory);
+        Ok(Self { process, address, front_proxy_ca, serving_ca, webhook, sender, _reviewer, _directory })
+    }
+
+    /// Where batches are posted, for who writes them without a client's help.
+    pub fn webhook(&self) -> Target {
+        self.webhook.clone().protocol(Protocol::Http1)
     }
 
     /// A kube-apiserver in front of it. Over HTTP/1.1 each watch has a connection of its own.
     pub async fn proxy(&self, protocol: Protocol) -> Result<Client> {
+        Client::connect(self.api(protocol)).await
+    }
+
+    /// The API, as a kube-apiserver in front of it connects.
+    pub fn api(&self, protocol: Protocol) -> Target {
         let identity = self.front_proxy_ca.client("front-proxy-client", &[]);
         let target = Target::new(self.address, self.serving_ca.certificate_pem(), SERVER_NAME);
-        Client::connect(target.identity(&identity).protocol(protocol)).await
+        target.identity(&identity).protocol(protocol)
     }
 
     /// Posts a batch as kube-apiserver does, and waits until it is taken.

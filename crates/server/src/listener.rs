@@ -7,6 +7,7 @@
 //! ([`Exchange::cut`]), and an answer over HTTP/1.1 that is taken slowly.
 
 mod exchange;
+mod gathered;
 mod guests;
 mod taken;
 mod unhurried;
@@ -30,7 +31,7 @@ use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
@@ -44,6 +45,7 @@ use crate::metrics::{ListenerMetrics, ListenerReason};
 use crate::wire::{self, Body};
 pub use exchange::{Exchange, Retirement, STREAMS_PER_CONNECTION, WATCHES_PER_CONNECTION};
 use exchange::{Scope, Shared, Streams};
+use gathered::{Gather, Gathered};
 use guests::{Guests, Place};
 pub use guests::{KnownAs, MAX_GUESTS, MAX_USERS_CONNECTIONS};
 use taken::Taken;
@@ -309,7 +311,7 @@ where
     /// Answers a peer's requests until one of both has enough. An error is the reason why there was no request.
     async fn serve_connection<S>(self, stream: S, peer: Peer, place: Arc<Place>) -> Result<(), &'static str>
     where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
+        S: Gather + 'static,
     {
         let Self { config, handler, stop, tasks, metrics, .. } = self;
         let (address, peer) = (peer.address, Arc::new(peer));
@@ -325,7 +327,7 @@ where
         let shared = Arc::new(Shared::new(place));
         let protocols = protocols(config, Streams { tasks, connection: Arc::clone(&shared) });
         let max = TASKS_PER_STREAM * config.max_streams as usize;
-        let stream = Unhurried::new(stream, Arc::clone(&shared), max);
+        let stream = Gathered::new(Unhurried::new(stream, Arc::clone(&shared), max));
         let serving = async {
             let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), service));
             tokio::select! {

@@ -11,6 +11,7 @@ mod slots;
 mod start;
 
 use std::collections::VecDeque;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +21,9 @@ use audit_stream_api::query::WatchOptions;
 use audit_stream_api::{Resource, Route, Sequence};
 use audit_stream_bus::{Bus, Cursor, Lagged};
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep_until, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::info;
 
@@ -106,6 +108,7 @@ pub struct Dispatcher {
     cursor: Cursor<Batch>,
     classes: Arc<Classes>,
     slots: Arc<Slots>,
+    closing: Closing,
 }
 
 /// Who reads: for the words of a refusal, and for the log.
@@ -138,6 +141,8 @@ pub struct Watch {
     bookmarks: bool,
     /// `None` once it has begun and this watch knows.
     closing: Option<Closing>,
+    /// For the first that is due of all that is.
+    alarm: Pin<Box<Sleep>>,
     deadline: Instant,
     /// Why the watch ends then.
     at_deadline: &'static str,
@@ -183,7 +188,8 @@ impl Watches {
         let budget = Budget::new(config.frame_bytes);
         let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, MEMORY, cursor.position()));
         let slots = Arc::new(Slots::new(config.limits));
-        let dispatcher = Dispatcher { cursor, classes: Arc::clone(&classes), slots: Arc::clone(&slots) };
+        let dispatcher =
+            Dispatcher { cursor, classes: Arc::clone(&classes), slots: Arc::clone(&slots), closing: closing.clone() };
         let (replays, searches) = (config.replay, Arc::new(Semaphore::new(1)));
         (Self { bus, classes, slots, replays, searches, closing, metrics }, dispatcher)
     }
@@ -231,6 +237,7 @@ impl Watches {
             bookmarks: options.allow_bookmarks,
             _open: self.closing.open(),
             closing: Some(self.closing.clone()),
+            alarm: Box::pin(sleep_until(now)),
             deadline: now + duration(options.timeout),
             at_deadline: "timeout",
             next_bookmark: now,
@@ -302,8 +309,11 @@ impl Dispatcher {
     pub async fn run(mut self) {
         let mut sweep = interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut closing = pin!(self.closing.begun().fuse());
         loop {
             tokio::select! {
+                // A watch that sleeps looks at what is due when it is woken.
+                () = &mut closing => self.classes.wake_all(),
                 next = self.cursor.next() => match next {
                     Ok(entry) => {
                         self.classes.dispatch(&entry);
@@ -360,20 +370,23 @@ impl Watch {
                 // What ends a watch is a Status and nobody's event: it needs no permission.
                 return self.unread.pop_front();
             }
-            if let Err(refusal) = self.lease.confirm().await {
+            let quiet = self.is_quiet();
+            if !quiet && let Err(refusal) = self.lease.confirm().await {
                 self.end_of_lease(refusal);
                 continue;
             }
             if let Some(frame) = self.unread.pop_front() {
                 return Some(frame);
             }
-            if Instant::now() >= self.deadline {
-                self.end(self.at_deadline);
-                continue;
-            }
-            self.attend(Until::Now).await;
-            if self.ending.is_some() || !self.unread.is_empty() {
-                continue;
+            if !quiet {
+                if Instant::now() >= self.deadline {
+                    self.end(self.at_deadline);
+                    continue;
+                }
+                self.attend(Until::Now).await;
+                if self.ending.is_some() || !self.unread.is_empty() {
+                    continue;
+                }
             }
             let told = self.gap.map(PendingGap::announcement);
             let next = self.member.next(self.at, told.as_deref(), &mut self.charge);
@@ -391,8 +404,34 @@ impl Watch {
                     Some(charge) => self.charge = Some(charge),
                     None => self.attend(Until::Room(bytes)).await,
                 },
+                Next::UpToDate if quiet => self.changed_or_due().await,
                 Next::UpToDate => self.attend(Until::Changed).await,
             }
+        }
+    }
+
+    /// Whether permission is known to hold, and nothing is to be attended to: so it mostly is.
+    fn is_quiet(&self) -> bool {
+        Instant::now() < self.due() && !self.closing.as_ref().is_some_and(Closing::has_begun)
+    }
+
+    /// Before this time there is nothing to attend to but a closing.
+    fn due(&self) -> Instant {
+        let due = if self.bookmarks { self.deadline.min(self.next_bookmark) } else { self.deadline };
+        self.lease.next_step().map_or(due, |next_step| next_step.min(due))
+    }
+
+    /// Waits for something new, or for there to be something to attend to. Whoever is woken for an event comes here, so it is one
+    /// timer that is mostly left as it is; a closing is told as something new.
+    async fn changed_or_due(&mut self) {
+        let due = self.due();
+        if self.alarm.deadline() != due {
+            self.alarm.as_mut().reset(due);
+        }
+        tokio::select! {
+            biased;
+            () = self.member.changed() => {}
+            () = self.alarm.as_mut() => {}
         }
     }
 

@@ -29,7 +29,8 @@ pub fn whole(bytes: impl Into<Bytes>) -> Body {
 /// The answer to a watch. Its headers go out at once; there is no `Content-Length`, which makes kube-aggregator flush each
 /// piece as it comes.
 pub fn watching(watch: Watch) -> Response<Body> {
-    let pieces = stream::unfold(watch, |mut watch| async move {
+    // Boxed, because each piece moves it in and out.
+    let pieces = stream::unfold(Box::new(watch), |mut watch| async move {
         let piece = watch.next().await?;
         Some((Ok(Frame::data(piece)), watch))
     });

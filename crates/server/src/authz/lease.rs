@@ -63,6 +63,12 @@ impl Lease {
         }
     }
 
+    /// Until when [`Lease::end`] would only wait; `None`: for ever.
+    pub fn next_step(&self) -> Option<Instant> {
+        let step = |term: &Term| if term.renewal.is_some() { term.started } else { term.next_try };
+        self.term.as_ref().map(|term| step(term).min(term.started + TERM))
+    }
+
     /// Renews until that fails, or until the term is over without an answer. Cancel-safe: a review under way goes on with
     /// the next call.
     pub async fn end(&mut self) -> Refusal {

@@ -10,7 +10,7 @@
 //! hyper polls a body only while its stream can take something, so a body cannot end itself when its reader takes nothing.
 //! Whoever holds the [`Exchange`] can.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -111,9 +111,6 @@ pub(super) struct Scope {
 #[derive(Debug, Default)]
 struct Stream {
     is_watch: AtomicBool,
-    /// That there is an answer, and not to a watch.
-    answered: Notify,
-    /// Whether there is one to whatever it is.
     is_answered: AtomicBool,
 }
 
@@ -191,11 +188,6 @@ impl Exchange {
     /// Says that its answer is complete but for the body.
     pub(super) fn answered(&self) {
         self.scope.no_longer_waits();
-        if let Some(stream) = &self.scope.stream
-            && !stream.is_watch.load(Ordering::Relaxed)
-        {
-            stream.answered.notify_one();
-        }
     }
 }
 
@@ -321,11 +313,13 @@ where
 /// the end, so that a retired connection lives no longer than its last watch.
 async fn see_through(scope: &Scope, stream: impl Future<Output = ()>) {
     let mut stream = pin!(stream);
-    let Some(Stream { answered, .. }) = &scope.stream else { return stream.await };
-    tokio::select! {
-        biased;
-        () = stream.as_mut() => return,
-        () = answered.notified() => {}
+    // It is this stream's own turn in which it is answered.
+    let taken_or_answered = poll_fn(|cx| match stream.as_mut().poll(cx) {
+        Poll::Pending if !scope.is_answered_with_an_end() => Poll::Pending,
+        taken => Poll::Ready(taken),
+    });
+    if taken_or_answered.await.is_ready() {
+        return;
     }
     if timeout(TAKEN_WITHIN, stream.as_mut()).await.is_ok() {
         return;
@@ -343,6 +337,13 @@ impl Scope {
 
     fn of_stream(connection: Arc<Shared>) -> Self {
         Self { stream: Some(Stream::default()), ..Self::of_connection(connection) }
+    }
+
+    /// Whether it is a stream's that has its answer, and that is no watch.
+    fn is_answered_with_an_end(&self) -> bool {
+        let answered =
+            |stream: &Stream| stream.is_answered.load(Ordering::SeqCst) && !stream.is_watch.load(Ordering::Relaxed);
+        self.stream.as_ref().is_some_and(answered)
     }
 
     fn no_longer_waits(&self) {

@@ -1,4 +1,4 @@
-mod peer;
+pub(super) mod peer;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use futures::stream::{self, Stream, StreamExt};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -54,6 +54,13 @@ struct Answers {
 }
 
 const LAST: usize = usize::MAX;
+
+/// What is written is there at once.
+impl Gather for DuplexStream {
+    fn waiting(&mut self) -> Option<&mut rustls::ServerConnection> {
+        None
+    }
+}
 
 impl Room {
     async fn open() -> Self {

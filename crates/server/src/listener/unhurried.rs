@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use super::exchange::Shared;
 
@@ -33,6 +33,16 @@ pub(super) struct Unhurried<S> {
 impl<S> Unhurried<S> {
     pub(super) fn new(io: S, connection: Arc<Shared>, max: usize) -> Self {
         Self { io, connection, max, read: 0 }
+    }
+
+    /// The stream, for writing to it.
+    pub(super) fn get_ref(&self) -> &S {
+        &self.io
+    }
+
+    /// The same.
+    pub(super) fn get_mut(&mut self) -> &mut S {
+        &mut self.io
     }
 }
 
@@ -68,30 +78,4 @@ fn poll_read_little(
     ready!(Pin::new(io).poll_read(cx, &mut little))?;
     buf.put_slice(little.filled());
     Poll::Ready(Ok(()))
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unhurried<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
 }

@@ -92,6 +92,13 @@ enum Item {
     Loss(Loss),
 }
 
+/// The events of a piece, of which there is one at least.
+struct Fill {
+    events: Vec<Selected>,
+    /// The sum of their [`frame_bytes`].
+    bytes: usize,
+}
+
 /// What nobody gets: an event, or an unknown number of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Loss {
@@ -251,6 +258,13 @@ impl Classes {
         }
     }
 
+    /// Wakes all watches, though there is nothing new for them.
+    pub(super) fn wake_all(&self) {
+        for class in self.lock().classes.values() {
+            class.changed.send_replace(());
+        }
+    }
+
     /// Lets go of all pieces that are only kept for watches that may come for them. They can be written again.
     pub(super) fn shed(&self) {
         self.lock().classes.values().for_each(|class| class.lock().pieces.clear());
@@ -343,15 +357,15 @@ impl Member {
         };
         if gap.is_some() {
             drop(items);
-            return self.write(vec![first], gap, charge);
+            return self.write(self.alone(first), gap, charge);
         }
         let place = first.place();
         if hub.pieces.contains_key(&place) {
             drop(items);
             return Next::Piece(hub.hand_over(place));
         }
-        let events = fill(first, items, self.key().route.resource);
-        let next = self.write(events, None, charge);
+        let selected = fill(first, items, self.key().route.resource);
+        let next = self.write(selected, None, charge);
         if let Next::Piece(piece) = &next {
             hub.keep(place, piece.clone());
         }
@@ -378,8 +392,8 @@ impl Member {
                 candidates.filter(move |&index| key.selects(batch.payload().event(index), place(&batch, index))),
             )
         });
-        let events = match items.next() {
-            Some(Item::Event(first)) if gap.is_some() => vec![first],
+        let selected = match items.next() {
+            Some(Item::Event(first)) if gap.is_some() => self.alone(first),
             Some(Item::Event(first)) => fill(first, items, key.route.resource),
             Some(Item::Loss(loss)) => return Next::Loss(loss),
             None => {
@@ -387,14 +401,17 @@ impl Member {
                 return if passed > at { Next::Passed(passed) } else { self.lagged(at) };
             }
         };
-        self.write(events, gap, charge)
+        self.write(selected, gap, charge)
     }
 
-    fn write(&self, events: Vec<Selected>, gap: Option<&str>, charge: &mut Option<Charge>) -> Next {
-        let route = &self.key().route;
-        let bytes = events.iter().map(|selected| frame_bytes(route.resource, selected.event())).sum();
+    /// The events of a piece that has one.
+    fn alone(&self, event: Selected) -> Fill {
+        Fill { bytes: frame_bytes(self.key().route.resource, event.event()), events: vec![event] }
+    }
+
+    fn write(&self, Fill { events, bytes }: Fill, gap: Option<&str>, charge: &mut Option<Charge>) -> Next {
         match charge.take_if(|charge| self.classes.budget.covers(charge, bytes)) {
-            Some(charge) => Next::Piece(frames::write(route, &events, charge, gap)),
+            Some(charge) => Next::Piece(frames::write(&self.key().route, &events, bytes, charge, gap)),
             None => Next::Charge(bytes),
         }
     }
@@ -464,12 +481,12 @@ impl Drop for Member {
     }
 }
 
-/// What a watch meets in a batch after `at`, if the batch's events at `selected` are its class's.
+/// What a watch meets in a batch after `at`, if of the batch's events after that those at `selected` are its class's.
 fn items(entry: Arc<Entry<Batch>>, at: Sequence, selected: impl Iterator<Item = u32>) -> impl Iterator<Item = Item> {
     let lost = entry.payload().lost().filter(|_| at < entry.first());
     let lost = lost.map(|reason| Item::Loss(Loss { place: entry.first(), reason, count: None }));
     let events = selected.map(move |index| Selected { entry: Arc::clone(&entry), index });
-    lost.into_iter().chain(events.filter(move |event| event.place() > at).map(Item::from))
+    lost.into_iter().chain(events.map(Item::from))
 }
 
 impl From<Selected> for Item {
@@ -482,18 +499,19 @@ impl From<Selected> for Item {
 }
 
 /// The events of a piece: `first` and as many more as fit.
-fn fill(first: Selected, more: impl Iterator<Item = Item>, resource: Resource) -> Vec<Selected> {
+fn fill(first: Selected, more: impl Iterator<Item = Item>, resource: Resource) -> Fill {
     let mut bytes = frame_bytes(resource, first.event());
     let mut events = vec![first];
     for item in more {
         let Item::Event(event) = item else { break };
-        bytes += frame_bytes(resource, event.event());
-        if bytes > PIECE_BYTES {
+        let sum = bytes + frame_bytes(resource, event.event());
+        if sum > PIECE_BYTES {
             break;
         }
+        bytes = sum;
         events.push(event);
     }
-    events
+    Fill { events, bytes }
 }
 
 // === impl Tally ===
@@ -561,7 +579,11 @@ impl Hub {
         if retained.peek().is_none() && newer < self.batches.len() {
             return None;
         }
-        Some(retained.flat_map(move |(entry, selection)| items(entry, at, selection.events.iter().copied())))
+        Some(retained.flat_map(move |(entry, selection)| {
+            let passed = frames::indices_after(&entry, at).start;
+            let newer = selection.events.partition_point(|index| *index < passed);
+            items(entry, at, selection.events[newer..].iter().copied())
+        }))
     }
 
     /// Hands over a piece that is there, and lets go of it with the last watch that came for it.

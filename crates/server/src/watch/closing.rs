@@ -44,6 +44,11 @@ impl Closing {
         self.begun.get().is_some()
     }
 
+    /// Returns when it has begun. Cancel-safe.
+    pub(super) async fn begun(&self) {
+        self.begun.wait().await;
+    }
+
     pub(super) fn open(&self) -> TaskTrackerToken {
         self.open.token()
     }

@@ -139,11 +139,10 @@ pub(super) fn frame_bytes(resource: Resource, event: StoredEvent<'_>) -> usize {
     FRAME_OVERHEAD + fields.len() + withheld.map_or(0, |names| names.len() * ESCAPE_BYTES)
 }
 
-/// Writes the frames of events, of which there is one at least; a gap is told on the first. What was charged is the sum of
-/// their [`frame_bytes`] or more.
-pub(super) fn write(route: &Route, events: &[Selected], charge: Charge, mut gap: Option<&str>) -> Piece {
+/// Writes the frames of events, of which there is one at least; a gap is told on the first. `bytes` are the sum of their
+/// [`frame_bytes`], and what was charged is that or more.
+pub(super) fn write(route: &Route, events: &[Selected], bytes: usize, charge: Charge, mut gap: Option<&str>) -> Piece {
     let Route { resource, version, .. } = *route;
-    let bytes = events.iter().map(|selected| frame_bytes(resource, selected.event())).sum();
     let mut out = Vec::with_capacity(bytes);
     for selected in events {
         let event = selected.event();

@@ -40,7 +40,7 @@ const SERVER_NAME: &str = "listener";
 pub(super) const ARRIVAL: Duration = Duration::from_secs(100);
 
 /// Who signs the listener's certificate.
-pub(super) struct Ca(Authority);
+pub(in crate::listener) struct Ca(Authority);
 
 /// One HTTP/2 connection.
 pub(super) struct Peer {
@@ -62,11 +62,11 @@ pub(super) struct Frame {
 // === impl Ca ===
 
 impl Ca {
-    pub(super) fn new() -> Self {
+    pub(in crate::listener) fn new() -> Self {
         Self(Authority::new("ca"))
     }
 
-    pub(super) fn server_config(&self) -> ServerConfig {
+    pub(in crate::listener) fn server_config(&self) -> ServerConfig {
         let Identity { certificate_pem, key_pem } = self.0.server(SERVER_NAME, &[SERVER_NAME]);
         let chain = CertificateDer::pem_slice_iter(certificate_pem.as_bytes()).collect::<Result<_, _>>().unwrap();
         let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).unwrap();
@@ -80,7 +80,7 @@ impl Ca {
         config
     }
 
-    pub(super) async fn connect(&self, address: SocketAddr, protocol: &[u8]) -> TlsStream<TcpStream> {
+    pub(in crate::listener) async fn connect(&self, address: SocketAddr, protocol: &[u8]) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.0.certificate_pem().as_bytes()).unwrap()).unwrap();
         let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
