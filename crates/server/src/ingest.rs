@@ -37,7 +37,7 @@ use crate::rejection::IngestRejection;
 use crate::wire::{self, Body};
 use announced::Announced;
 use batch::{Batch, BatchBuilder};
-use duplicates::{Digest, Digests};
+use duplicates::Digests;
 use inflight::InFlight;
 use sources::{Source, Sources};
 use split::{Item, split};
@@ -209,7 +209,7 @@ impl Ingest {
     /// Publishes a body that has been whole since `ended`, unless it has been published already. Nothing of it is published
     /// too late: kube-apiserver may have stopped waiting for the answer.
     fn publish(&self, source: Source, body: Vec<u8>, ended: Instant) -> Result<(), IngestRejection> {
-        self.digests.once(Digest::of(source, &body), || {
+        self.digests.once(self.digests.digest(source, &body), || {
             let batch = self.batch(&body);
             drop(body);
             if ended.elapsed() > PUBLISH_DEADLINE {
