@@ -14,7 +14,6 @@ mod unhurried;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -246,7 +245,9 @@ async fn accept(tcp: &TcpListener, guests: &Guests, stop: &CancellationToken) ->
 }
 
 /// TLS, or the reason why not.
-async fn handshake(mut stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<TcpStream>, &'static str> {
+///
+/// In a box, because it is handed on, and each of those futures would have room for it twice: before its first turn and after.
+async fn handshake(mut stream: TcpStream, tls: TlsAcceptor) -> Result<Box<TlsStream<TcpStream>>, &'static str> {
     // Frames are written whole; waiting to fill a segment would only delay them.
     let _ = stream.set_nodelay(true);
     let within_deadline = async {
@@ -257,7 +258,7 @@ async fn handshake(mut stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<
             let _ = stream.shutdown().await;
             return Err("plain_http");
         }
-        tls.accept(stream).await.map_err(|error| handshake_error(&error))
+        tls.accept(stream).await.map(Box::new).map_err(|error| handshake_error(&error))
     };
     timeout(HANDSHAKE_TIMEOUT, within_deadline).await.unwrap_or(Err("handshake_timeout"))
 }
@@ -327,7 +328,7 @@ where
         let max = TASKS_PER_STREAM * config.max_streams as usize;
         let stream = Unhurried::new(stream, Arc::clone(&shared), max);
         let serving = async {
-            let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), service));
+            let mut connection = Box::pin(protocols.serve_connection(TokioIo::new(stream), service));
             tokio::select! {
                 result = connection.as_mut() => return Ok(result),
                 () = overdue(&asked) => return Err("no_request"),

@@ -11,7 +11,6 @@
 //! Whoever holds the [`Exchange`] can.
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -307,6 +306,8 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
+        // In a box, because each of the futures around it would have room for it twice: before its first turn and after.
+        let stream = Box::pin(stream);
         let scope = Arc::new(Scope::of_stream(Arc::clone(&self.connection)));
         let task = Task::of(&scope);
         self.tasks.spawn(async move {
@@ -319,15 +320,14 @@ where
 
 /// Runs a stream until its connection has taken its answer. One that is not taken retires the connection, and is dropped in
 /// the end, so that a retired connection lives no longer than its last watch.
-async fn see_through(scope: &Scope, stream: impl Future<Output = ()>) {
-    let mut stream = pin!(stream);
+async fn see_through(scope: &Scope, mut stream: impl Future<Output = ()> + Unpin) {
     let Some(Stream { answered, .. }) = &scope.stream else { return stream.await };
     tokio::select! {
         biased;
-        () = stream.as_mut() => return,
+        () = &mut stream => return,
         () = answered.notified() => {}
     }
-    if timeout(TAKEN_WITHIN, stream.as_mut()).await.is_ok() {
+    if timeout(TAKEN_WITHIN, &mut stream).await.is_ok() {
         return;
     }
     scope.connection.retire(Retirement::Stuck);
