@@ -318,8 +318,7 @@ where
     }
 }
 
-/// Runs a stream until its connection has taken its answer. One that is not taken retires the connection, and is dropped in
-/// the end, so that a retired connection lives no longer than its last watch.
+/// Runs a stream until its connection has taken its answer.
 async fn see_through(scope: &Scope, mut stream: impl Future<Output = ()> + Unpin) {
     let Some(Stream { answered, .. }) = &scope.stream else { return stream.await };
     tokio::select! {
@@ -327,6 +326,13 @@ async fn see_through(scope: &Scope, mut stream: impl Future<Output = ()> + Unpin
         () = &mut stream => return,
         () = answered.notified() => {}
     }
+    // In a box, because a watch never comes here, and there are most of them.
+    Box::pin(soon_taken(scope, stream)).await;
+}
+
+/// Runs a stream that has an answer and is no watch. An answer that is not taken retires the connection, and is dropped in the
+/// end, so that a retired connection lives no longer than its last watch.
+async fn soon_taken(scope: &Scope, mut stream: impl Future<Output = ()> + Unpin) {
     if timeout(TAKEN_WITHIN, &mut stream).await.is_ok() {
         return;
     }
