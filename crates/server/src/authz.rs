@@ -12,8 +12,8 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use k8s_openapi::api::authorization::v1 as upstream;
 use k8s_openapi::api::authorization::v1::{SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::api::{PostParams, Request};
+use kube::{Client, Resource as _};
 use quick_cache::UnitWeighter;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -109,9 +109,9 @@ pub struct CacheTtl {
 }
 
 /// Asks kube-apiserver.
-#[derive(Debug)]
 pub struct Authorizer {
-    reviews: Api<SubjectAccessReview>,
+    client: Client,
+    reviews: Request,
     cache: ReviewCache<Denial, UnitWeighter>,
     ttl: CacheTtl,
     budget: Arc<ReviewBudget>,
@@ -120,9 +120,10 @@ pub struct Authorizer {
     metrics: AccessMetrics,
 }
 
+/// A question as it is sent. A watch keeps it for as long as it is open, and as text it takes a third of what its parts take.
 #[derive(Debug)]
 struct ReviewRequest {
-    spec: SubjectAccessReviewSpec,
+    body: Box<[u8]>,
     /// SHA-256 of it.
     key: Key,
 }
@@ -146,7 +147,8 @@ impl Authorizer {
     /// An authorizer that asks through `client`, as often as `budget` says.
     pub fn new(client: Client, ttl: CacheTtl, budget: Arc<ReviewBudget>, metrics: AccessMetrics) -> Self {
         Self {
-            reviews: Api::all(client),
+            client,
+            reviews: Request::new(SubjectAccessReview::url_path(&(), None)),
             cache: ReviewCache::new(CACHED_ANSWERS, CACHED_ANSWERS as u64, UnitWeighter),
             ttl,
             budget,
@@ -178,7 +180,8 @@ impl Authorizer {
         let deadline = Instant::now() + REVIEW_TIMEOUT;
         let ask = async {
             let _turn = self.turn(purpose, deadline).await?;
-            self.ask(&request.spec, deadline).await
+            // In a box: many wait for their turn, and few are asking.
+            Box::pin(self.ask(request, deadline)).await
         };
         let fresh = |review: &Review| self.fresh(review, max_age);
         self.cache.answer(&request.key, fresh, deadline, Refusal::Unknown, ask).await
@@ -198,11 +201,9 @@ impl Authorizer {
         }
     }
 
-    async fn ask(&self, spec: &SubjectAccessReviewSpec, deadline: Instant) -> Result<Review, Refusal> {
+    async fn ask(&self, request: &ReviewRequest, deadline: Instant) -> Result<Review, Refusal> {
         let started = Instant::now();
-        let review = SubjectAccessReview { spec: spec.clone(), ..SubjectAccessReview::default() };
-        let answer = timeout_at(deadline, self.reviews.create(&PostParams::default(), &review)).await;
-        let status = match answer {
+        let status = match timeout_at(deadline, self.send(request)).await {
             Ok(Ok(review)) => review.status,
             // Not its text: kube-apiserver may quote what it was sent.
             Ok(Err(kube::Error::Api(status))) => {
@@ -228,6 +229,12 @@ impl Authorizer {
         let reason = status.reason.as_deref().unwrap_or_default();
         let reason = &reason[..reason.floor_char_boundary(MAX_REASON_BYTES)];
         Ok(Answer { value: (outcome == "denied").then(|| reason.into()), started })
+    }
+
+    async fn send(&self, request: &ReviewRequest) -> kube::Result<SubjectAccessReview> {
+        let body = request.body.to_vec();
+        let request = self.reviews.create(&PostParams::default(), body).map_err(kube::Error::BuildRequest)?;
+        self.client.request(request).await
     }
 }
 
@@ -263,9 +270,10 @@ impl ReviewRequest {
                 spec.non_resource_attributes = Some(upstream::NonResourceAttributes { path, verb });
             }
         }
-        let json = serde_json::to_vec(&spec).expect("strings and maps of strings always serialise");
-        let key = digest::digest(&digest::SHA256, &json);
-        Self { spec, key: key.as_ref().try_into().expect("SHA-256 has 32 bytes") }
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let body = serde_json::to_vec(&review).expect("strings and maps of strings always serialise");
+        let key = digest::digest(&digest::SHA256, &body);
+        Self { body: body.into(), key: key.as_ref().try_into().expect("SHA-256 has 32 bytes") }
     }
 }
 

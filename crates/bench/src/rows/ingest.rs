@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use audit_stream_testplane::front_proxy::Protocol;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::Effort;
 use crate::corpus;
@@ -21,10 +21,10 @@ const BATCHES: u64 = 60;
 const PATH: &str = "/apis/audit.k8s.io/v1/namespaces/shop/namespacedevents?watch=true";
 const WATCHES: usize = 1_000;
 const WATCHES_OF_A_USER: usize = 20;
-/// Events of a batch, batches of a round and the time between two, while watches are open.
-const FEW_EVENTS: usize = 10;
-const POSTS: u64 = 100;
-const PAUSE: Duration = Duration::from_millis(10);
+/// How long a round goes on while watches are open: some 150 batches for each of both.
+const ROUND: Duration = Duration::from_secs(2);
+/// So many times as many rounds as of other rows, because a tail differs more from one to the next.
+const MORE_ROUNDS: usize = 2;
 /// Batches of 400 events, 0.5 MB each, that leave nobody room who does not read.
 const FILLING: u64 = 15;
 
@@ -58,12 +58,21 @@ pub(super) async fn posts(effort: Effort) -> Result<Vec<Figure>> {
 pub(super) async fn beside_stalled(effort: Effort) -> Result<Vec<Figure>> {
     let (mut half, mut none) = (Audience::start(WATCHES / 2).await?, Audience::start(0).await?);
     let mut rounds = Vec::new();
-    for round in 0..effort.rounds {
-        let seeds = (1..=POSTS * effort.scale).map(|post| post + 10_000 * (round as u64 + 1));
-        let (mut with, mut without) = (Vec::new(), Vec::new());
-        for seed in seeds {
-            with.push(half.answer(seed).await?);
-            without.push(none.answer(seed).await?);
+    let mut seeds = FILLING + 1..;
+    for _ in 0..MORE_ROUNDS * effort.rounds {
+        let (mut with, mut without, began) = (Vec::new(), Vec::new(), Instant::now());
+        // One after the other, and each time the other first: what else this machine does is to concern both.
+        for seed in seeds.by_ref() {
+            if began.elapsed() >= ROUND * u32::try_from(effort.scale)? {
+                break;
+            }
+            if seed % 2 == 0 {
+                with.push(half.answer(seed).await?);
+                without.push(none.answer(seed).await?);
+            } else {
+                without.push(none.answer(seed).await?);
+                with.push(half.answer(seed).await?);
+            }
         }
         rounds.push(Pair { ours: percentile(&mut with, 0.99), reference: percentile(&mut without, 0.99) });
     }
@@ -84,33 +93,27 @@ impl Audience {
         // Those who do not read keep their connections from being read, so theirs are not the others'.
         let (proxy, stuck) = (stand.proxy(Protocol::Http2).await?, stand.proxy(Protocol::Http1).await?);
         let (mut reading, mut unread) = (Vec::new(), Vec::new());
-        for index in 0..WATCHES {
-            let user = format!("user-{}", index / WATCHES_OF_A_USER);
-            if index < stalled {
-                unread.push(watch(&stuck, &user, PATH).await?);
-            } else {
-                reading.push(watch(&proxy, &user, PATH).await?);
-            }
+        let user = |index: usize| format!("user-{}", index / WATCHES_OF_A_USER);
+        for index in 0..stalled {
+            unread.push(watch(&stuck, &user(index), PATH).await?);
         }
-        let mut audience = Self { stand, reading: Readers::start(reading), _stalled: unread };
+        // Before the others come, who would read all of it.
         for seed in 1..=FILLING {
-            audience.publish(seed, 400).await?;
+            stand.post(corpus::namespaced(seed, 400, "shop")).await?;
         }
-        Ok(audience)
+        for index in stalled..WATCHES {
+            reading.push(watch(&proxy, &user(index), PATH).await?);
+        }
+        Ok(Self { stand, reading: Readers::start(reading), _stalled: unread })
     }
 
-    async fn publish(&mut self, seed: u64, events: usize) -> Result<Duration> {
-        let body = corpus::namespaced(seed, events, "shop");
+    /// Microseconds until a batch of one event is answered, which goes to all of them. Returns when those who read have it.
+    async fn answer(&mut self, seed: u64) -> Result<f64> {
+        let body = corpus::namespaced(seed, 1, "shop");
         let since = Instant::now();
         self.stand.post(body).await?;
         let answered = since.elapsed();
-        self.reading.wait_for((events * self.reading.count()) as u64).await?;
-        Ok(answered)
-    }
-
-    /// Microseconds until the answer.
-    async fn answer(&mut self, seed: u64) -> Result<f64> {
-        sleep(PAUSE).await;
-        Ok(self.publish(seed, FEW_EVENTS).await?.as_secs_f64() * 1e6)
+        self.reading.wait_for(self.reading.count() as u64).await?;
+        Ok(answered.as_secs_f64() * 1e6)
     }
 }

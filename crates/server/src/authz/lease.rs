@@ -56,7 +56,8 @@ impl Lease {
     pub async fn confirm(&mut self) -> Result<(), Refusal> {
         match &mut self.term {
             Some(term) if term.started.elapsed() >= TERM => {
-                let review = self.authorizer.review(&term.request, SHARED_AGE, For::Lease).await;
+                // In a box, because it is rare, and room for it would be taken by every watch.
+                let review = Box::pin(self.authorizer.review(&term.request, SHARED_AGE, For::Lease)).await;
                 term.take(review)
             }
             _ => Ok(()),

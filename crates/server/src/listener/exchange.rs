@@ -11,7 +11,7 @@
 //! Whoever holds the [`Exchange`] can.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -299,6 +299,8 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
+        // In a box, because each of the futures around it would have room for it twice: before its first turn and after.
+        let stream = Box::pin(stream);
         let scope = Arc::new(Scope::of_stream(Arc::clone(&self.connection)));
         let task = Task::of(&scope);
         self.tasks.spawn(async move {
@@ -309,19 +311,24 @@ where
     }
 }
 
-/// Runs a stream until its connection has taken its answer. One that is not taken retires the connection, and is dropped in
-/// the end, so that a retired connection lives no longer than its last watch.
-async fn see_through(scope: &Scope, stream: impl Future<Output = ()>) {
-    let mut stream = pin!(stream);
+/// Runs a stream until its connection has taken its answer.
+async fn see_through(scope: &Scope, mut stream: impl Future<Output = ()> + Unpin) {
     // It is this stream's own turn in which it is answered.
-    let taken_or_answered = poll_fn(|cx| match stream.as_mut().poll(cx) {
+    let taken_or_answered = poll_fn(|cx| match Pin::new(&mut stream).poll(cx) {
         Poll::Pending if !scope.is_answered_with_an_end() => Poll::Pending,
         taken => Poll::Ready(taken),
     });
     if taken_or_answered.await.is_ready() {
         return;
     }
-    if timeout(TAKEN_WITHIN, stream.as_mut()).await.is_ok() {
+    // In a box, because a watch never comes here, and there are most of them.
+    Box::pin(soon_taken(scope, stream)).await;
+}
+
+/// Runs a stream that has an answer and is no watch. An answer that is not taken retires the connection, and is dropped in the
+/// end, so that a retired connection lives no longer than its last watch.
+async fn soon_taken(scope: &Scope, mut stream: impl Future<Output = ()> + Unpin) {
+    if timeout(TAKEN_WITHIN, &mut stream).await.is_ok() {
         return;
     }
     scope.connection.retire(Retirement::Stuck);

@@ -38,6 +38,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gather for TlsStream<S> {
     }
 }
 
+impl<S: Gather> Gather for Box<S> {
+    fn waiting(&mut self) -> Option<&mut ServerConnection> {
+        (**self).waiting()
+    }
+}
+
 // === impl Gathered ===
 
 impl<S: Gather> Gathered<S> {

@@ -101,7 +101,7 @@ impl Room {
         };
         let peer = Peer { address: self.address, certificates: vec![] };
         let place = Arc::new(Guests::new(1, 1).enter(std::net::Ipv4Addr::LOCALHOST.into()));
-        self.tasks.spawn(server.serve_connection(theirs, peer, place));
+        self.tasks.spawn(server.serve_connection(theirs, Spoken::Either, peer, place));
         Http2::greet(ours, window).await
     }
 
@@ -589,7 +589,7 @@ async fn a_connection_over_http_1_that_waits_between_requests_is_kept() {
     let peer = Peer { address: room.address, certificates: vec![] };
     let place = Arc::new(Guests::new(1, 1).enter(std::net::Ipv4Addr::LOCALHOST.into()));
     tokio::time::pause();
-    room.tasks.spawn(server.serve_connection(theirs, peer, place));
+    room.tasks.spawn(server.serve_connection(theirs, Spoken::Either, peer, place));
     for _ in 0..3 {
         ours.write_all(b"GET /plain HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut read = Vec::new();
