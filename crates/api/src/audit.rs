@@ -10,8 +10,9 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+
+use crate::json::{Reader, Unexpected};
 
 /// One audit event.
 ///
@@ -41,10 +42,10 @@ pub struct Event<'a> {
     pub object_ref: Option<ObjectReference<'a>>,
     /// The outcome. Absent at stage `RequestReceived`.
     pub response_status: Option<ResponseStatus<'a>>,
-    /// The request's body, at level `Request` and above.
-    pub request_object: Option<&'a RawValue>,
-    /// The response's body, at level `RequestResponse`.
-    pub response_object: Option<&'a RawValue>,
+    /// Whether there is the request's body, at level `Request` and above.
+    pub has_request_object: bool,
+    /// Whether there is the response's body, at level `RequestResponse`.
+    pub has_response_object: bool,
     /// RFC 3339 with microseconds.
     pub request_received_timestamp: Option<Text<'a>>,
     /// RFC 3339 with microseconds.
@@ -71,58 +72,43 @@ pub const READ_ANNOTATIONS: [&str; 4] =
     ["audit.k8s.io/truncated", "authorization.k8s.io/decision", "k8s.io/deprecated", "k8s.io/removed-release"];
 
 /// The user of a request: `authentication.k8s.io/v1` `UserInfo`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default)]
 pub struct User<'a> {
     /// Empty where nobody could be authenticated.
-    #[serde(borrow, default)]
     pub username: Text<'a>,
     /// Unique over time where the authenticator has such a thing.
-    #[serde(borrow)]
     pub uid: Option<Text<'a>>,
     /// In the authenticator's order.
-    #[serde(borrow)]
-    pub groups: Option<Vec<Text<'a>>>,
-    /// Free for the authenticator's use, credential identifiers among it.
-    #[serde(borrow)]
-    pub extra: Option<&'a RawValue>,
+    pub groups: Vec<Text<'a>>,
+    /// Whether there is anything for the authenticator's free use, credential identifiers among it.
+    pub has_extra: bool,
 }
 
 /// What a request was about.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Default)]
 #[expect(missing_docs, reason = "the fields are Kubernetes' own")]
 pub struct ObjectReference<'a> {
-    #[serde(borrow)]
     pub resource: Option<Text<'a>>,
-    #[serde(borrow)]
     pub namespace: Option<Text<'a>>,
-    #[serde(borrow)]
     pub name: Option<Text<'a>>,
-    #[serde(borrow)]
     pub uid: Option<Text<'a>>,
-    #[serde(borrow)]
     pub api_group: Option<Text<'a>>,
-    #[serde(borrow)]
     pub api_version: Option<Text<'a>>,
-    #[serde(borrow)]
     pub resource_version: Option<Text<'a>>,
-    #[serde(borrow)]
     pub subresource: Option<Text<'a>>,
 }
 
 /// The outcome of a request: the parts of `meta/v1` `Status` that occur in audit events.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default)]
 #[expect(missing_docs, reason = "the fields are Kubernetes' own")]
 pub struct ResponseStatus<'a> {
-    #[serde(borrow)]
     pub status: Option<Text<'a>>,
-    #[serde(borrow)]
-    pub message: Option<Text<'a>>,
-    #[serde(borrow)]
     pub reason: Option<Text<'a>>,
-    #[serde(borrow)]
-    pub details: Option<&'a RawValue>,
     pub code: Option<i32>,
+    /// Whether it has a message.
+    pub has_message: bool,
+    /// Whether it has details.
+    pub has_details: bool,
 }
 
 /// A string that borrows from the input unless an escape sequence in it had to be decoded.
@@ -168,7 +154,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// The fields of an event that this program reads; the discriminant is the field's bit in [`read_into`]'s `seen`.
+/// The fields of an event that this program reads.
 #[derive(Clone, Copy)]
 enum Field {
     Level,
@@ -219,131 +205,210 @@ impl Field {
     }
 }
 
-impl<'de> Deserialize<'de> for Event<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut event = Event::default();
-        Replace(&mut event).deserialize(deserializer)?;
+/// Upstream writes these always: they have no `omitempty`.
+const REQUIRED: [Field; 6] = [Field::Level, Field::AuditId, Field::Stage, Field::RequestUri, Field::Verb, Field::User];
+
+/// Which fields of an object there have been.
+#[derive(Default)]
+struct Seen(u32);
+
+impl Seen {
+    /// Notes a field by its number, below 32; an error if it was there before.
+    fn note(&mut self, field: u32, reader: &Reader<'_>) -> Result<(), Unexpected> {
+        if self.has(field) {
+            return Err(reader.unexpected());
+        }
+        self.0 |= 1 << field;
+        Ok(())
+    }
+
+    fn has(&self, field: u32) -> bool {
+        self.0 & (1 << field) != 0
+    }
+}
+
+impl<'a> Event<'a> {
+    /// The event that is the whole of a text.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(text: &'a str) -> Result<Self, Unexpected> {
+        let (mut reader, mut event) = (Reader::new(text), Self::default());
+        event.replace(&mut reader)?;
+        reader.end()?;
         Ok(event)
     }
-}
 
-/// Reads an event into the place of another one, of which nothing remains. An event is too large to be handed from function
-/// to function cheaply, and whoever reads many needs one at a time.
-///
-/// After an error the event is some of both.
-pub struct Replace<'e, 'a>(pub &'e mut Event<'a>);
-
-// By hand rather than derived, because a derived struct cannot name the fields that it does not know.
-impl<'de> DeserializeSeed<'de> for Replace<'_, 'de> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Replace<'_, 'de> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an audit event")
+    /// Reads an event into the place of this one, of which nothing remains but room. An event is too large to be handed from
+    /// function to function cheaply, and whoever reads many needs one at a time.
+    ///
+    /// # Errors
+    /// If it is none. This one is some of both then.
+    pub fn replace(&mut self, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
+        self.clear();
+        let mut seen = Seen::default();
+        reader.object(|reader, name| {
+            let Some(field) = Field::named(&name) else {
+                self.unknown_fields.push(name);
+                return reader.skip();
+            };
+            seen.note(field as u32, reader)?;
+            self.read_field(field, reader)
+        })?;
+        if REQUIRED.into_iter().all(|field| seen.has(field as u32)) { Ok(()) } else { Err(reader.unexpected()) }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
-        read_into(self.0, map)
+    /// Makes it the default, but keeps the room that its lists have.
+    fn clear(&mut self) {
+        let mut kept = (
+            std::mem::take(&mut self.source_ips),
+            std::mem::take(&mut self.user.groups),
+            std::mem::take(&mut self.annotations),
+        );
+        kept.0.clear();
+        kept.1.clear();
+        kept.2.clear();
+        *self = Self::default();
+        (self.source_ips, self.user.groups, self.annotations) = kept;
     }
-}
 
-fn read_into<'de, A: MapAccess<'de>>(event: &mut Event<'de>, mut map: A) -> Result<(), A::Error> {
-    let mut seen = 0_u32;
-    *event = Event::default();
-    while let Some(name) = map.next_key::<Text<'de>>()? {
-        let Some(field) = Field::named(&name) else {
-            map.next_value::<IgnoredAny>()?;
-            event.unknown_fields.push(name);
-            continue;
-        };
-        if seen & (1 << field as u32) != 0 {
-            return Err(A::Error::custom("a field occurs twice"));
-        }
-        seen |= 1 << field as u32;
+    fn read_field(&mut self, field: Field, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
         match field {
-            Field::Level => event.level = map.next_value()?,
-            Field::AuditId => event.audit_id = map.next_value()?,
-            Field::Stage => event.stage = map.next_value()?,
-            Field::RequestUri => event.request_uri = map.next_value()?,
-            Field::Verb => event.verb = map.next_value()?,
-            Field::User => event.user = map.next_value()?,
-            Field::ImpersonatedUser => event.impersonated_user = map.next_value()?,
-            Field::SourceIps => event.source_ips = map.next_value::<Option<_>>()?.unwrap_or_default(),
-            Field::UserAgent => event.user_agent = map.next_value()?,
-            Field::ObjectRef => event.object_ref = map.next_value()?,
-            Field::ResponseStatus => event.response_status = map.next_value()?,
-            Field::RequestObject => event.request_object = map.next_value()?,
-            Field::ResponseObject => event.response_object = map.next_value()?,
-            Field::RequestReceivedTimestamp => event.request_received_timestamp = map.next_value()?,
-            Field::StageTimestamp => event.stage_timestamp = map.next_value()?,
-            Field::Annotations => {
-                let annotations = map.next_value::<Option<Annotations<'de>>>()?.unwrap_or_default();
-                event.annotations = annotations.read;
-                event.has_other_annotations = annotations.others;
+            Field::Level => self.level = reader.string()?,
+            Field::AuditId => self.audit_id = reader.string()?,
+            Field::Stage => self.stage = reader.string()?,
+            Field::RequestUri => self.request_uri = reader.string()?,
+            Field::Verb => self.verb = reader.string()?,
+            Field::User => self.user.read(reader)?,
+            Field::ImpersonatedUser => {
+                self.impersonated_user = reader.optional(|reader| {
+                    let mut user = User::default();
+                    user.read(reader).map(|()| user)
+                })?;
             }
+            Field::SourceIps => read_texts(&mut self.source_ips, reader)?,
+            Field::UserAgent => self.user_agent = reader.optional(Reader::string)?,
+            Field::ObjectRef => self.object_ref = reader.optional(ObjectReference::read)?,
+            Field::ResponseStatus => self.response_status = reader.optional(ResponseStatus::read)?,
+            Field::RequestObject => self.has_request_object = reader.optional(Reader::skip)?.is_some(),
+            Field::ResponseObject => self.has_response_object = reader.optional(Reader::skip)?.is_some(),
+            Field::RequestReceivedTimestamp => self.request_received_timestamp = reader.optional(Reader::string)?,
+            Field::StageTimestamp => self.stage_timestamp = reader.optional(Reader::string)?,
+            Field::Annotations => drop(reader.optional(|reader| self.read_annotations(reader))?),
             Field::Kind | Field::ApiVersion | Field::Metadata => {
-                map.next_value::<IgnoredAny>()?;
-                event.carries_object_fields = true;
+                self.carries_object_fields = true;
+                reader.skip_little()?;
             }
         }
-    }
-    for (field, name) in REQUIRED {
-        if seen & (1 << field as u32) == 0 {
-            return Err(A::Error::missing_field(name));
-        }
-    }
-    Ok(())
-}
-
-/// Upstream writes these always: they have no `omitempty`.
-const REQUIRED: [(Field, &str); 6] = [
-    (Field::Level, "level"),
-    (Field::AuditId, "auditID"),
-    (Field::Stage, "stage"),
-    (Field::RequestUri, "requestURI"),
-    (Field::Verb, "verb"),
-    (Field::User, "user"),
-];
-
-#[derive(Default)]
-struct Annotations<'a> {
-    read: Vec<(Text<'a>, Text<'a>)>,
-    others: bool,
-}
-
-impl<'de> Deserialize<'de> for Annotations<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Self::default())
-    }
-}
-
-impl<'de> Visitor<'de> for Annotations<'de> {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+        Ok(())
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
-        while let Some(name) = map.next_key::<Text<'de>>()? {
+    fn read_annotations(&mut self, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
+        reader.object(|reader, name| {
             if READ_ANNOTATIONS.contains(&&*name) {
-                self.read.push((name, map.next_value()?));
-                continue;
+                self.annotations.push((name, reader.string()?));
+                return Ok(());
             }
-            if !map.next_value::<&RawValue>()?.get().starts_with('"') {
-                return Err(A::Error::custom("an annotation is not a string"));
-            }
-            self.others = true;
-        }
-        Ok(self)
+            self.has_other_annotations = true;
+            reader.skip_string()
+        })
     }
+}
+
+impl<'a> User<'a> {
+    fn read(&mut self, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
+        let mut seen = Seen::default();
+        reader.object(|reader, name| {
+            match &*name {
+                "username" => {
+                    seen.note(0, reader)?;
+                    self.username = reader.string()?;
+                }
+                "uid" => {
+                    seen.note(1, reader)?;
+                    self.uid = reader.optional(Reader::string)?;
+                }
+                "groups" => {
+                    seen.note(2, reader)?;
+                    read_texts(&mut self.groups, reader)?;
+                }
+                "extra" => {
+                    seen.note(3, reader)?;
+                    self.has_extra = reader.optional(Reader::skip_little)?.is_some();
+                }
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })
+    }
+}
+
+impl<'a> ObjectReference<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, Unexpected> {
+        let (mut reference, mut seen) = (Self::default(), Seen::default());
+        reader.object(|reader, name| {
+            let (number, field) = match &*name {
+                "resource" => (0, &mut reference.resource),
+                "namespace" => (1, &mut reference.namespace),
+                "name" => (2, &mut reference.name),
+                "uid" => (3, &mut reference.uid),
+                "apiGroup" => (4, &mut reference.api_group),
+                "apiVersion" => (5, &mut reference.api_version),
+                "resourceVersion" => (6, &mut reference.resource_version),
+                "subresource" => (7, &mut reference.subresource),
+                _ => return reader.skip(),
+            };
+            seen.note(number, reader)?;
+            *field = reader.optional(Reader::string)?;
+            Ok(())
+        })?;
+        Ok(reference)
+    }
+}
+
+impl<'a> ResponseStatus<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, Unexpected> {
+        let (mut status, mut seen) = (Self::default(), Seen::default());
+        reader.object(|reader, name| {
+            match &*name {
+                "status" => {
+                    seen.note(0, reader)?;
+                    status.status = reader.optional(Reader::string)?;
+                }
+                "reason" => {
+                    seen.note(1, reader)?;
+                    status.reason = reader.optional(Reader::string)?;
+                }
+                "code" => {
+                    seen.note(2, reader)?;
+                    status.code = reader.value()?;
+                }
+                "message" => {
+                    seen.note(3, reader)?;
+                    status.has_message = reader.optional(Reader::skip_string)?.is_some();
+                }
+                "details" => {
+                    seen.note(4, reader)?;
+                    status.has_details = reader.optional(Reader::skip_little)?.is_some();
+                }
+                // `metadata`, which is empty.
+                _ => reader.skip_little()?,
+            }
+            Ok(())
+        })?;
+        Ok(status)
+    }
+}
+
+/// Reads a list of strings, or `null`, into one that is empty.
+fn read_texts<'a>(texts: &mut Vec<Text<'a>>, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
+    let read = |reader: &mut Reader<'a>| {
+        reader.list(|reader| {
+            texts.push(reader.string()?);
+            Ok(())
+        })
+    };
+    reader.optional(read).map(drop)
 }
 
 /// The members of a JSON object in the order of the input.
@@ -381,10 +446,10 @@ mod tests {
     const MINIMAL: &str =
         r#""level":"Metadata","auditID":"a","stage":"ResponseComplete","requestURI":"/x","verb":"get","user":{}"#;
 
-    fn parse(extra: &str) -> Result<Event<'static>, serde_json::Error> {
+    fn parse(extra: &str) -> Result<Event<'static>, Unexpected> {
         // Tests only: the text must outlive the event that borrows from it.
         let text: &'static str = Box::leak(format!("{{{MINIMAL}{extra}}}").into_boxed_str());
-        serde_json::from_str(text)
+        Event::parse(text)
     }
 
     #[test]
@@ -396,20 +461,29 @@ mod tests {
         .unwrap();
         assert!(event.source_ips.is_empty());
         assert!(event.object_ref.is_none());
-        assert!(event.request_object.is_none());
+        assert!(!event.has_request_object);
     }
 
     #[test]
     fn a_field_that_occurs_twice_is_refused_also_in_escaped_spelling() {
         for twice in [r#","verb":"list""#, r#","v\u0065rb":"list""#, r#","objectRef":{},"objectRef":{}"#] {
-            assert!(parse(twice).unwrap_err().to_string().contains("twice"), "{twice}");
+            assert!(parse(twice).is_err(), "{twice}");
         }
-        assert!(parse(r#","objectRef":{"namespace":"a","n\u0061mespace":"b"}"#).is_err());
+        let nested = [
+            r#","objectRef":{"namespace":"a","n\u0061mespace":"b"}"#,
+            r#","objectRef":{"namespace":null,"namespace":"b"}"#,
+            r#","impersonatedUser":{"username":"a","username":"a"}"#,
+            r#","impersonatedUser":{"groups":[],"groups":[]}"#,
+            r#","responseStatus":{"code":200,"code":403}"#,
+        ];
+        for twice in nested {
+            assert!(parse(twice).is_err(), "{twice}");
+        }
     }
 
     #[test]
     fn a_missing_or_mistyped_field_is_refused() {
-        assert!(serde_json::from_str::<Event<'_>>("{}").is_err());
+        assert!(Event::parse("{}").is_err());
         assert!(parse(r#","stageTimestamp":7"#).is_err());
         assert!(parse(r#","objectRef":"pods""#).is_err());
     }

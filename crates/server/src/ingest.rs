@@ -290,7 +290,7 @@ impl Ingest {
     /// Whether anything is left of the event that was too much.
     fn append_truncated(&self, json: &str, excess: Excess, namespace: Option<&str>, batch: &mut BatchBuilder) -> bool {
         let shorter = truncate(json);
-        match (serde_json::from_str(&shorter), Excess::of(&shorter)) {
+        match (Event::parse(&shorter), Excess::of(&shorter)) {
             (Ok(event), None) => {
                 count(&self.metrics.truncated_events, excess.as_str());
                 batch.push(&event, &shorter, namespace);

@@ -1,5 +1,6 @@
 //! What the tests of several rooms need: a reviewer behind `kube::Client`, a front proxy's certificate, batches.
 
+use audit_stream_api::audit::Event;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -200,7 +201,7 @@ pub(crate) fn batch(events: &[(&str, Option<&str>)]) -> Batch {
         let json = format!(
             r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/x?a=secret","verb":"get","user":{{"username":"alice","uid":"u"}},"sourceIPs":["10.0.0.1"],"stageTimestamp":"2026-11-20T15:00:00.000000Z"}}"#
         );
-        builder.push(&serde_json::from_str(&json).unwrap(), &json, *namespace);
+        builder.push(&Event::parse(&json).unwrap(), &json, *namespace);
     }
     builder.build()
 }

@@ -116,8 +116,8 @@ pub fn write_shown(event: &Event<'_>, request_uri: &str, out: &mut Vec<u8>) {
 
 fn write_user(object: &mut Object<'_>, user: &User<'_>) {
     object.text(r#""username":"#, &user.username);
-    if let Some(groups) = user.groups.as_ref().filter(|groups| !groups.is_empty()) {
-        object.texts(r#""groups":"#, groups);
+    if !user.groups.is_empty() {
+        object.texts(r#""groups":"#, &user.groups);
     }
 }
 
@@ -145,7 +145,7 @@ fn write_status(object: &mut Object<'_>, status: &ResponseStatus<'_>) {
 /// unknown inside a known one are left out without a name.
 pub fn write_withheld_names(event: &Event<'_>, request_uri: &str, out: &mut Vec<u8>) {
     let user = |user: Option<&User<'_>>| {
-        (user.is_some_and(|user| user.uid.is_some()), user.is_some_and(|user| user.extra.is_some()))
+        (user.is_some_and(|user| user.uid.is_some()), user.is_some_and(|user| user.has_extra))
     };
     let (user_uid, user_extra) = user(Some(&event.user));
     let (impersonated_uid, impersonated_extra) = user(event.impersonated_user.as_ref());
@@ -159,10 +159,10 @@ pub fn write_withheld_names(event: &Event<'_>, request_uri: &str, out: &mut Vec<
         ("impersonatedUser.uid", impersonated_uid),
         ("impersonatedUser.extra", impersonated_extra),
         ("sourceIPs", !event.source_ips.is_empty()),
-        ("responseStatus.message", status.is_some_and(|status| status.message.is_some())),
-        ("responseStatus.details", status.is_some_and(|status| status.details.is_some())),
-        ("requestObject", event.request_object.is_some()),
-        ("responseObject", event.response_object.is_some()),
+        ("responseStatus.message", status.is_some_and(|status| status.has_message)),
+        ("responseStatus.details", status.is_some_and(|status| status.has_details)),
+        ("requestObject", event.has_request_object),
+        ("responseObject", event.has_response_object),
         ("annotations", hides_annotations),
     ];
     let known = known.iter().filter(|(_, present)| *present).map(|(name, _)| *name);
@@ -312,7 +312,7 @@ mod tests {
     use super::*;
 
     fn withhold(event: &str) -> (serde_json::Value, String) {
-        let event: Event<'_> = serde_json::from_str(event).unwrap();
+        let event = Event::parse(event).unwrap();
         let masked = mask_uri(&event.request_uri);
         let uri = masked.as_deref().unwrap_or(&event.request_uri);
         let (mut shown, mut names) = (b"{".to_vec(), Vec::new());

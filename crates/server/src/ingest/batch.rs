@@ -316,7 +316,7 @@ impl<'a> Texts<'a> {
             lists.extend(values.iter().map(|value| self.span(if kept(value) { value } else { "" })));
             Span::new(start, values.len())
         };
-        let groups = list(event.user.groups.as_deref().unwrap_or_default());
+        let groups = list(&event.user.groups);
         let source_ips = list(&event.source_ips);
         let masked_uri = match masked_uri {
             Some(masked) => self.append(if kept(masked) { masked } else { "" }),

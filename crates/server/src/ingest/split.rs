@@ -1,15 +1,13 @@
 //! Splits the body of a webhook POST into its events, in one pass over the bytes.
 //!
-//! The list is walked by hand; each item is read by `serde_json` into a struct that borrows from the body, and the place
-//! where the reader stopped is the item's end. Ignored values cost no stack, so no depth of nesting can end the process.
+//! Each item is read into a struct that borrows from the body, and the place where the reader stopped is the item's end. Ignored
+//! values cost no stack, so no depth of nesting can end the process.
 //! It knows nothing of namespaces or readers.
 
 use std::borrow::Cow;
-use std::marker::PhantomData;
 
-use audit_stream_api::audit::{Event, Replace, Text};
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, IgnoredAny};
+use audit_stream_api::audit::Event;
+use audit_stream_api::json::{Reader, Unexpected};
 
 /// The versions whose lists are understood; kube-apiserver sends v1 alone since 1.24.
 const API_VERSIONS: [&str; 3] = ["audit.k8s.io/v1", "audit.k8s.io/v1beta1", "audit.k8s.io/v1alpha1"];
@@ -36,7 +34,7 @@ pub struct NotAList {
 /// kube-apiserver copies a client's patch into an event as it came, so that any client can put bytes into a batch that are not
 /// UTF-8: those become U+FFFD, three bytes each, and nobody else's event is lost for them.
 ///
-/// All of it is looked at, once, here: `serde_json` does not look into strings that it ignores, and they travel on to readers.
+/// All of it is looked at, once, here: nobody looks into strings that are ignored, and they travel on to readers.
 pub fn text(body: &[u8]) -> Cow<'_, str> {
     simdutf8::basic::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed)
 }
@@ -46,101 +44,42 @@ pub fn text(body: &[u8]) -> Cow<'_, str> {
 /// # Errors
 /// If the text is not JSON, or not an `EventList`. `each` may have been called for items before the error.
 pub fn split<'a>(text: &'a str, mut each: impl FnMut(Item<'_, 'a>)) -> Result<(), NotAList> {
-    let mut walk = Walk { text, at: 0 };
+    let mut reader = Reader::new(text);
     let mut is_list = (false, false);
-    walk.object(|walk, key| match key {
-        "kind" => walk.value::<Text<'_>>().map(|kind| is_list.0 = &*kind == "EventList"),
-        "apiVersion" => walk.value::<Text<'_>>().map(|version| is_list.1 = API_VERSIONS.contains(&&*version)),
-        "items" => walk.items(&mut each),
-        _ => walk.value::<IgnoredAny>().map(drop),
+    reader.object(|reader, key| match &*key {
+        "kind" => reader.string().map(|kind| is_list.0 = &*kind == "EventList"),
+        "apiVersion" => reader.string().map(|version| is_list.1 = API_VERSIONS.contains(&&*version)),
+        // Go writes a nil slice as null.
+        "items" => reader.optional(|reader| items(reader, &mut each)).map(drop),
+        _ => reader.skip(),
     })?;
-    walk.skip_whitespace();
-    if walk.at == text.len() && is_list == (true, true) { Ok(()) } else { Err(walk.error()) }
+    reader.end()?;
+    if is_list == (true, true) { Ok(()) } else { Err(reader.unexpected().into()) }
 }
 
-/// A place in the text.
-struct Walk<'a> {
-    text: &'a str,
-    at: usize,
+fn items<'a>(reader: &mut Reader<'a>, each: &mut impl FnMut(Item<'_, 'a>)) -> Result<(), Unexpected> {
+    let mut event = Event::default();
+    reader.list(|reader| {
+        each(item(reader, &mut event)?);
+        Ok(())
+    })
 }
 
-impl<'a> Walk<'a> {
-    fn object(&mut self, mut member: impl FnMut(&mut Self, &str) -> Result<(), NotAList>) -> Result<(), NotAList> {
-        self.expect(b'{')?;
-        if self.take(b'}') {
-            return Ok(());
-        }
-        loop {
-            let key = self.value::<Text<'a>>()?;
-            self.expect(b':')?;
-            member(self, &key)?;
-            if !self.take(b',') {
-                return self.expect(b'}');
-            }
-        }
+/// Reads one item; an event into the place of `event`.
+fn item<'e, 'a>(reader: &mut Reader<'a>, event: &'e mut Event<'a>) -> Result<Item<'e, 'a>, Unexpected> {
+    let start = reader.start_of_value();
+    if event.replace(reader).is_err() {
+        // Well-formed or not? If so, the event alone is lost, and the reader goes on behind it.
+        reader.go_back_to(start);
+        reader.skip()?;
+        return Ok(Item::Malformed);
     }
+    Ok(Item::Event(event, reader.read_since(start)))
+}
 
-    fn items(&mut self, each: &mut impl FnMut(Item<'_, 'a>)) -> Result<(), NotAList> {
-        if !self.take(b'[') {
-            // Go writes a nil slice as null.
-            return self.value::<()>();
-        }
-        if self.take(b']') {
-            return Ok(());
-        }
-        let mut event = Event::default();
-        loop {
-            each(self.item(&mut event)?);
-            if !self.take(b',') {
-                return self.expect(b']');
-            }
-        }
-    }
-
-    /// Reads one item; an event into the place of `event`.
-    fn item<'e>(&mut self, event: &'e mut Event<'a>) -> Result<Item<'e, 'a>, NotAList> {
-        self.skip_whitespace();
-        let start = self.at;
-        if self.seeded(Replace(event)).is_err() {
-            // Well-formed or not? If so, the event alone is lost, and the walk goes on behind it.
-            self.at = start;
-            self.value::<IgnoredAny>()?;
-            return Ok(Item::Malformed);
-        }
-        Ok(Item::Event(event, &self.text[start..self.at]))
-    }
-
-    /// Reads one JSON value; on error the place is unspecified.
-    fn value<T: Deserialize<'a>>(&mut self) -> Result<T, NotAList> {
-        self.seeded(PhantomData)
-    }
-
-    fn seeded<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<S::Value, NotAList> {
-        let mut reader = serde_json::Deserializer::from_str(&self.text[self.at..]);
-        let value = seed.deserialize(&mut reader).map_err(|_| self.error())?;
-        // A stream of the values that follow begins where this one ended.
-        self.at += reader.into_iter::<IgnoredAny>().byte_offset();
-        Ok(value)
-    }
-
-    fn expect(&mut self, byte: u8) -> Result<(), NotAList> {
-        if self.take(byte) { Ok(()) } else { Err(self.error()) }
-    }
-
-    fn take(&mut self, byte: u8) -> bool {
-        self.skip_whitespace();
-        let found = self.text.as_bytes().get(self.at) == Some(&byte);
-        self.at += usize::from(found);
-        found
-    }
-
-    fn skip_whitespace(&mut self) {
-        let rest = &self.text.as_bytes()[self.at..];
-        self.at += rest.iter().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')).count();
-    }
-
-    fn error(&self) -> NotAList {
-        NotAList { near_byte: self.at }
+impl From<Unexpected> for NotAList {
+    fn from(unexpected: Unexpected) -> Self {
+        Self { near_byte: unexpected.near_byte }
     }
 }
 

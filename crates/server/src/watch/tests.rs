@@ -1,4 +1,5 @@
 use audit_stream_api::Version;
+use audit_stream_api::audit::Event;
 use audit_stream_bus::Config as Retain;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -444,7 +445,7 @@ async fn each_time_a_reader_falls_behind_it_is_told_of_what_it_missed_since() {
         // One that is told as dropped is not told again as missed.
         let mut dropped = BatchBuilder::default();
         let json = r#"{"level":"","auditID":"x","stage":"","requestURI":"/","verb":"get","user":{}}"#;
-        dropped.push_dropped(&serde_json::from_str(json).unwrap(), Some("shop"), GapReason::Oversize);
+        dropped.push_dropped(&Event::parse(json).unwrap(), Some("shop"), GapReason::Oversize);
         stage.publish_batch(dropped.build());
         stage.publish("r");
         tokio::task::yield_now().await;
@@ -550,7 +551,7 @@ fn large(id: &str) -> Batch {
         "x".repeat(1_000_000)
     );
     let mut builder = BatchBuilder::default();
-    builder.push(&serde_json::from_str(&json).unwrap(), &json, Some("shop"));
+    builder.push(&Event::parse(&json).unwrap(), &json, Some("shop"));
     builder.build()
 }
 
@@ -699,7 +700,7 @@ fn creation(before: &str, created: &str) -> Batch {
         let json = format!(
             r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/","verb":"create","user":{{}}}}"#
         );
-        builder.push(&serde_json::from_str(&json).unwrap(), &json, Some("shop"));
+        builder.push(&Event::parse(&json).unwrap(), &json, Some("shop"));
     }
     builder.note_creation();
     builder.build()
@@ -744,7 +745,7 @@ async fn an_event_that_is_dropped_is_told_to_those_who_would_have_seen_it() {
     let (mut other_verb, mut resumed) = (stage.watch("verbs=list").await, stage.watch("resourceVersion=1000000").await);
     let json =
         r#"{"level":"Metadata","auditID":"x","stage":"ResponseComplete","requestURI":"/","verb":"get","user":{}}"#;
-    let event = serde_json::from_str(json).unwrap();
+    let event = Event::parse(json).unwrap();
     let mut builder = BatchBuilder::default();
     builder.push(&event, json, Some("shop"));
     builder.push_dropped(&event, Some("shop"), GapReason::Oversize);
@@ -770,7 +771,7 @@ async fn an_event_that_is_dropped_is_told_to_those_who_would_have_seen_it() {
     stage.publish_batch({
         let json = json.replace("get", "list");
         let mut builder = BatchBuilder::default();
-        builder.push(&serde_json::from_str(&json).unwrap(), &json, Some("shop"));
+        builder.push(&Event::parse(&json).unwrap(), &json, Some("shop"));
         builder.build()
     });
     assert!(!tells_gap(&other_verb.frame().await));

@@ -3,7 +3,7 @@ use super::*;
 const EVENT: &str = r#"{"level":"Metadata","auditID":"id-1","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/shop/pods/p/exec?command=ls","verb":"create","user":{"username":"al\u0069ce","groups":["dev","o\"ps"]},"sourceIPs":["10.0.0.1"],"userAgent":"kubectl","objectRef":{"resource":"pods","namespace":"shop","name":"p","subresource":"exec","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":101},"stageTimestamp":"2026-11-20T15:00:00.123456Z","annotations":{"authorization.k8s.io/decision":"allow"},"later":{"x":{"y":[1]}}}"#;
 
 fn batch(json: &str, namespace: Option<&str>) -> Batch {
-    let event: Event<'_> = serde_json::from_str(json).unwrap();
+    let event = Event::parse(json).unwrap();
     let mut builder = BatchBuilder::with_capacity(json.len());
     builder.push(&event, json, namespace);
     builder.build()

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use audit_stream_api::Version;
+use audit_stream_api::audit::Event;
 use audit_stream_api::selector::FieldSelector;
 use audit_stream_bus::{Config, Cursor, Lagged};
 use futures::FutureExt;
@@ -429,7 +430,7 @@ fn with_loss() -> Batch {
         let json = format!(
             r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/","verb":"get","user":{{}}}}"#
         );
-        builder.push(&serde_json::from_str(&json).unwrap(), &json, Some("shop"));
+        builder.push(&Event::parse(&json).unwrap(), &json, Some("shop"));
     }
     builder.build()
 }
