@@ -3,8 +3,9 @@
 //! Another TLS option is added here and nowhere else. Sessions are never resumed: a resumed session would skip the check
 //! of the client's certificate, and an identity would outlive the CA that vouched for it.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use arc_swap::ArcSwap;
@@ -72,6 +73,16 @@ pub struct CaBundle {
     certificates: Vec<CertificateDer<'static>>,
 }
 
+/// That the CAs of a bundle vouched for who showed certificates on a connection, remembered with it.
+///
+/// To find that out anew costs more than all else that is done for a small batch. It is not asked of each request, because
+/// nothing but the bundle and the time can change the answer.
+#[derive(Debug, Default)]
+pub struct Vouched(Mutex<Option<(Arc<CaBundle>, Validity)>>);
+
+/// Seconds since 1970, the last one included.
+type Validity = RangeInclusive<i64>;
+
 /// The one TLS provider of the process.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
@@ -113,6 +124,17 @@ fn config(
 /// Seconds since 1970; 0 if that cannot be read, which is long ago.
 fn expiration(certificate: &CertificateDer<'_>) -> i64 {
     X509Certificate::from_der(certificate).map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
+}
+
+/// The time in which all of these certificates are valid; empty if one cannot be read.
+fn validity(chain: &[CertificateDer<'_>]) -> Validity {
+    let never = 1..=0;
+    let all = chain.iter().try_fold(i64::MIN..=i64::MAX, |all, certificate| {
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        let own = certificate.validity();
+        Some(*all.start().max(&own.not_before.timestamp())..=*all.end().min(&own.not_after.timestamp()))
+    });
+    all.unwrap_or(never)
 }
 
 /// The common name and the DNS names that a certificate stands for.
@@ -201,9 +223,9 @@ impl ClientCa {
         Ok(())
     }
 
-    /// Whether it vouches now for who showed these certificates, the leaf first.
-    pub fn vouches_for(&self, chain: &[CertificateDer<'_>]) -> bool {
-        self.current.load().vouches_for(chain)
+    /// Whether it vouches now for who showed these certificates, the leaf first. `vouched` is what is remembered of them.
+    pub fn vouches_for(&self, chain: &[CertificateDer<'_>], vouched: &Vouched) -> bool {
+        vouched.by(&self.current.load_full(), UnixTime::now(), chain)
     }
 }
 
@@ -242,8 +264,12 @@ impl CaBundle {
 
     /// Whether one of them vouches now for the first certificate of a chain, as a client's: extended key usage `clientAuth`.
     pub fn vouches_for(&self, chain: &[CertificateDer<'_>]) -> bool {
+        self.vouches_at(UnixTime::now(), chain)
+    }
+
+    fn vouches_at(&self, now: UnixTime, chain: &[CertificateDer<'_>]) -> bool {
         let [leaf, intermediates @ ..] = chain else { return false };
-        self.verify(leaf, intermediates, UnixTime::now()).is_ok()
+        self.verify(leaf, intermediates, now).is_ok()
     }
 
     /// Whether some whom `other` vouches for may find these to vouch for them too: a CA is in both, perhaps reissued under its
@@ -269,6 +295,26 @@ impl CaBundle {
             return Err(CertificateError::UnknownIssuer.into());
         }
         self.verifier.verify_client_cert(leaf, intermediates, now)
+    }
+}
+
+// === impl Vouched ===
+
+impl Vouched {
+    /// Whether `bundle` vouches now for the first certificate of a chain, which is always the same one. A yes is remembered for
+    /// as long as every certificate of the chain is valid; a no is not, because its connection takes no more requests.
+    fn by(&self, bundle: &Arc<CaBundle>, now: UnixTime, chain: &[CertificateDer<'_>]) -> bool {
+        let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if let Some((by, during)) = &*remembered
+            && Arc::ptr_eq(by, bundle)
+            && during.contains(&seconds)
+        {
+            return true;
+        }
+        let vouches = bundle.vouches_at(now, chain);
+        *remembered = vouches.then(|| (Arc::clone(bundle), validity(chain)));
+        vouches
     }
 }
 
@@ -356,3 +402,6 @@ impl ClientCertVerifier for AnyClient {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::attribution::{Attribution, attribute, creates_namespace};
-use crate::certs::{self, ClientCa};
+use crate::certs::ClientCa;
 use crate::listener::{Exchange, Peer};
 use crate::metrics::{IngestMetrics, count};
 use crate::rejection::IngestRejection;
@@ -162,7 +162,7 @@ impl Ingest {
 
     /// Who sends. The handshake has verified the certificate, but that may have been long ago, and by another CA.
     fn sender(&self, peer: &Peer) -> Result<&str, IngestRejection> {
-        if !self.client_ca.vouches_for(&peer.certificates) {
+        if !self.client_ca.vouches_for(&peer.certificates, &peer.vouched) {
             return Err(IngestRejection::Untrusted);
         }
         self.allowed_name(peer)
@@ -171,7 +171,7 @@ impl Ingest {
     /// The allowed name that the sender's certificate has; of several the first that the flag lists, in whatever order the
     /// certificate has them.
     fn allowed_name(&self, peer: &Peer) -> Result<&str, IngestRejection> {
-        let names = peer.certificates.first().map(certs::names).unwrap_or_default();
+        let names = peer.names();
         let allowed = self.config.allowed_names.iter().find(|allowed| names.contains(allowed));
         allowed.map(String::as_str).ok_or(IngestRejection::Sender)
     }

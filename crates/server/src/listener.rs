@@ -16,7 +16,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -41,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, warn};
 
+use crate::certs::{self, Vouched};
 use crate::metrics::{ListenerMetrics, ListenerReason};
 use crate::wire::{self, Body};
 pub use exchange::{Exchange, Retirement, STREAMS_PER_CONNECTION, WATCHES_PER_CONNECTION};
@@ -121,6 +122,10 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The certificates that it showed, the leaf first; empty if none. Whether they are good is not decided here.
     pub certificates: Vec<CertificateDer<'static>>,
+    /// What is remembered of whether they are.
+    pub vouched: Vouched,
+    /// Of the leaf, once somebody has asked for them.
+    names: OnceLock<Vec<String>>,
 }
 
 /// Which HTTP a connection speaks, as far as its handshake says.
@@ -298,6 +303,20 @@ fn handshake_error(error: &std::io::Error) -> &'static str {
     }
 }
 
+// === impl Peer ===
+
+impl Peer {
+    /// One that showed these certificates, the leaf first.
+    pub fn new(address: SocketAddr, certificates: Vec<CertificateDer<'static>>) -> Self {
+        Self { address, certificates, vouched: Vouched::default(), names: OnceLock::new() }
+    }
+
+    /// The common name and the DNS names that its certificate stands for, whoever vouches for it.
+    pub fn names(&self) -> &[String] {
+        self.names.get_or_init(|| self.certificates.first().map(certs::names).unwrap_or_default())
+    }
+}
+
 // === impl Spoken ===
 
 impl Spoken {
@@ -329,7 +348,7 @@ where
             if known_by == KnownBy::Handshake && !place.becomes_known(KnownAs::ApiServer) {
                 return Err("too_many_connections");
             }
-            let peer = Peer { address, certificates: certificates(&stream) };
+            let peer = Peer::new(address, certificates(&stream));
             let spoken = Spoken::agreed(&stream);
             if spoken == Spoken::Http2 {
                 // Without, it is only slower.

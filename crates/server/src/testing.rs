@@ -186,12 +186,12 @@ impl FrontProxy {
 
 pub(crate) fn peer(identity: &Identity) -> Peer {
     let certificates = CertificateDer::pem_slice_iter(identity.certificate_pem.as_bytes());
-    Peer { certificates: certificates.collect::<Result<_, _>>().unwrap(), ..stranger() }
+    Peer::new(stranger().address, certificates.collect::<Result<_, _>>().unwrap())
 }
 
 /// A peer that showed no certificate.
 pub(crate) fn stranger() -> Peer {
-    Peer { address: SocketAddr::from(([127, 0, 0, 1], 1)), certificates: Vec::new() }
+    Peer::new(SocketAddr::from(([127, 0, 0, 1], 1)), Vec::new())
 }
 
 /// A batch of configmap events: audit ID and attributed namespace of each.

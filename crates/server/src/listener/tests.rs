@@ -99,7 +99,7 @@ impl Room {
             tasks: self.tasks.clone(),
             metrics: self.metrics.clone(),
         };
-        let peer = Peer { address: self.address, certificates: vec![] };
+        let peer = Peer::new(self.address, vec![]);
         let place = Arc::new(Guests::new(1, 1).enter(std::net::Ipv4Addr::LOCALHOST.into()));
         self.tasks.spawn(server.serve_connection(theirs, Spoken::Either, peer, place));
         Http2::greet(ours, window).await
@@ -586,7 +586,7 @@ async fn a_connection_over_http_1_that_waits_between_requests_is_kept() {
         tasks: room.tasks.clone(),
         metrics: room.metrics.clone(),
     };
-    let peer = Peer { address: room.address, certificates: vec![] };
+    let peer = Peer::new(room.address, vec![]);
     let place = Arc::new(Guests::new(1, 1).enter(std::net::Ipv4Addr::LOCALHOST.into()));
     tokio::time::pause();
     room.tasks.spawn(server.serve_connection(theirs, Spoken::Either, peer, place));
