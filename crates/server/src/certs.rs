@@ -128,7 +128,7 @@ fn expiration(certificate: &CertificateDer<'_>) -> i64 {
 
 /// The time in which all of these certificates are valid; empty if one cannot be read.
 fn validity(chain: &[CertificateDer<'_>]) -> Validity {
-    let never = 1..=0;
+    let never = RangeInclusive::new(i64::MAX, i64::MIN);
     let all = chain.iter().try_fold(i64::MIN..=i64::MAX, |all, certificate| {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let own = certificate.validity();
