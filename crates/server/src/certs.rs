@@ -75,7 +75,7 @@ pub struct CaBundle {
 
 /// That the CAs of a bundle vouched for who showed certificates on a connection, remembered with it.
 ///
-/// To find that out anew costs more than all else that is done for a small batch. It is not asked of each request, because
+/// To find that out anew costs about as much as all else that is done for a small batch. It is not asked of each request, because
 /// nothing but the bundle and the time can change the answer.
 #[derive(Debug, Default)]
 pub struct Vouched(Mutex<Option<(Arc<CaBundle>, Validity)>>);
@@ -126,15 +126,13 @@ fn expiration(certificate: &CertificateDer<'_>) -> i64 {
     X509Certificate::from_der(certificate).map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
 }
 
-/// The time in which all of these certificates are valid; empty if one cannot be read.
-fn validity(chain: &[CertificateDer<'_>]) -> Validity {
-    let never = RangeInclusive::new(i64::MAX, i64::MIN);
-    let all = chain.iter().try_fold(i64::MIN..=i64::MAX, |all, certificate| {
+/// The time in which all of these certificates are valid; `None` if one cannot be read.
+fn validity(chain: &[CertificateDer<'_>]) -> Option<Validity> {
+    chain.iter().try_fold(i64::MIN..=i64::MAX, |all, certificate| {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let own = certificate.validity();
         Some(*all.start().max(&own.not_before.timestamp())..=*all.end().min(&own.not_after.timestamp()))
-    });
-    all.unwrap_or(never)
+    })
 }
 
 /// The common name and the DNS names that a certificate stands for.
@@ -313,7 +311,8 @@ impl Vouched {
             return true;
         }
         let vouches = bundle.vouches_at(now, chain);
-        *remembered = vouches.then(|| (Arc::clone(bundle), validity(chain)));
+        let during = vouches.then(|| validity(chain)).flatten();
+        *remembered = during.map(|during| (Arc::clone(bundle), during));
         vouches
     }
 }
