@@ -25,7 +25,7 @@ use crate::stage::{
 const LEASE: Duration = Duration::from_secs(20);
 
 /// What a busy machine may take from the server's end of a connection to the reader's.
-const ON_THE_WAY: Duration = Duration::from_secs(5);
+const ON_THE_WAY: Duration = Duration::from_secs(2);
 
 /// Between two events where a story needs a steady stream of them.
 const BEAT: Duration = Duration::from_millis(200);
@@ -165,6 +165,7 @@ async fn a_reviewer_that_is_lost_ends_every_watch(lose: impl FnOnce(&mut Stage))
         read.last().map(|b| *b - over)
     );
     ensure!(read.len() > 10, "it was served as long as its lease lasted: {} events", read.len());
+    ensure!(Instant::now() <= over + ON_THE_WAY, "it ended after {:?}", last_review.elapsed());
     let error = last.context("it goes on")?.context("it ended without a word")?;
     ensure!((&error["type"], &error["object"]["code"]) == (&json!("ERROR"), &json!(500)), "{error}");
     assert_ends(first).await?;

@@ -429,9 +429,11 @@ impl Watch {
             self.alarm.as_mut().reset(due);
         }
         tokio::select! {
+            // First, so that a stream of events cannot keep a watch from ending; and attended to at once, because a lease that
+            // is found to be over later is asked about once more.
             biased;
+            () = self.alarm.as_mut() => self.attend(Until::Now).await,
             () = self.member.changed() => {}
-            () = self.alarm.as_mut() => {}
         }
     }
 
