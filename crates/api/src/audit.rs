@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 use crate::json::{Reader, Unexpected};
+use crate::object::{needs_escapes, write_json, write_plain};
 
 /// One audit event.
 ///
@@ -58,6 +59,8 @@ pub struct Event<'a> {
     pub carries_object_fields: bool,
     /// The names of the fields that this struct does not know.
     pub unknown_fields: Vec<Text<'a>>,
+    /// Whether its bytes are on several lines.
+    pub has_line_breaks: bool,
 }
 
 /// Whether an event's field of this name is one that this program reads, and so is not among
@@ -111,9 +114,26 @@ pub struct ResponseStatus<'a> {
     pub has_details: bool,
 }
 
-/// A string that borrows from the input unless an escape sequence in it had to be decoded.
+/// A string that borrows from the input unless an escape sequence in it had to be decoded. What it borrows can be written into JSON
+/// as it is.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
-pub struct Text<'a>(pub Cow<'a, str>);
+pub struct Text<'a>(Cow<'a, str>);
+
+impl<'a> Text<'a> {
+    /// What stood between the quotes of a JSON string and has no escapes.
+    pub(crate) fn plain(text: &'a str) -> Self {
+        debug_assert!(!needs_escapes(text), "{text:?}");
+        Self(Cow::Borrowed(text))
+    }
+
+    /// Appends it as a JSON string.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        match &self.0 {
+            Cow::Borrowed(plain) => write_plain(out, plain),
+            Cow::Owned(text) => write_json(out, text),
+        }
+    }
+}
 
 impl Deref for Text<'_> {
     type Target = str;
@@ -125,7 +145,13 @@ impl Deref for Text<'_> {
 
 impl<'a> From<&'a str> for Text<'a> {
     fn from(text: &'a str) -> Self {
-        Self(Cow::Borrowed(text))
+        if needs_escapes(text) { text.to_owned().into() } else { Self::plain(text) }
+    }
+}
+
+impl From<String> for Text<'_> {
+    fn from(text: String) -> Self {
+        Self(Cow::Owned(text))
     }
 }
 
@@ -142,11 +168,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
             }
 
             fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
+                Ok(text.into())
             }
 
             fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
+                Ok(text.to_owned().into())
             }
         }
 
@@ -246,7 +272,7 @@ impl<'a> Event<'a> {
     /// If it is none. This one is some of both then.
     pub fn replace(&mut self, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
         self.clear();
-        let mut seen = Seen::default();
+        let (mut seen, line_breaks) = (Seen::default(), reader.line_breaks());
         reader.object(|reader, name| {
             let Some(field) = Field::named(&name) else {
                 self.unknown_fields.push(name);
@@ -255,6 +281,7 @@ impl<'a> Event<'a> {
             seen.note(field as u32, reader)?;
             self.read_field(field, reader)
         })?;
+        self.has_line_breaks = reader.line_breaks() > line_breaks;
         if REQUIRED.into_iter().all(|field| seen.has(field as u32)) { Ok(()) } else { Err(reader.unexpected()) }
     }
 
@@ -297,7 +324,7 @@ impl<'a> Event<'a> {
             Field::Annotations => drop(reader.optional(|reader| self.read_annotations(reader))?),
             Field::Kind | Field::ApiVersion | Field::Metadata => {
                 self.carries_object_fields = true;
-                reader.skip_little()?;
+                reader.skip()?;
             }
         }
         Ok(())
@@ -334,7 +361,7 @@ impl<'a> User<'a> {
                 }
                 "extra" => {
                     seen.note(3, reader)?;
-                    self.has_extra = reader.optional(Reader::skip_little)?.is_some();
+                    self.has_extra = reader.optional(Reader::skip)?.is_some();
                 }
                 _ => reader.skip()?,
             }
@@ -381,7 +408,7 @@ impl<'a> ResponseStatus<'a> {
                 }
                 "code" => {
                     seen.note(2, reader)?;
-                    status.code = reader.value()?;
+                    status.code = reader.optional(Reader::integer)?;
                 }
                 "message" => {
                     seen.note(3, reader)?;
@@ -389,10 +416,10 @@ impl<'a> ResponseStatus<'a> {
                 }
                 "details" => {
                     seen.note(4, reader)?;
-                    status.has_details = reader.optional(Reader::skip_little)?.is_some();
+                    status.has_details = reader.optional(Reader::skip)?.is_some();
                 }
                 // `metadata`, which is empty.
-                _ => reader.skip_little()?,
+                _ => reader.skip()?,
             }
             Ok(())
         })?;

@@ -104,10 +104,15 @@ pub fn write_json(out: &mut Vec<u8>, text: &str) {
     if needs_escapes(text) {
         serde_json::to_writer(out, text).expect("a string always serialises, and a Vec takes every byte");
     } else {
-        out.push(b'"');
-        out.extend_from_slice(text.as_bytes());
-        out.push(b'"');
+        write_plain(out, text);
     }
+}
+
+/// Appends as a JSON string what needs no escapes.
+pub(crate) fn write_plain(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'"');
 }
 
 /// Appends `number` in decimal.
@@ -117,7 +122,7 @@ pub fn write_number(out: &mut Vec<u8>, number: i32) {
 
 /// Whether a JSON string cannot hold the text as it is. Nearly all can, and copying is many times faster than looking for
 /// escapes one by one.
-fn needs_escapes(text: &str) -> bool {
+pub(crate) fn needs_escapes(text: &str) -> bool {
     // Looks at every byte: without an early end, several are compared at a time.
     text.bytes().fold(false, |found, byte| found | (byte < b' ') | (byte == b'"') | (byte == b'\\'))
 }

@@ -72,10 +72,16 @@ pub fn decoded(path: &str) -> Option<Cow<'_, str>> {
 /// A URI's path, and its query if it has one.
 #[must_use]
 pub fn split_uri(uri: &str) -> (&str, Option<&str>) {
+    cut(uri, b'?')
+}
+
+/// What is before an ASCII character, and what is behind it if it is there.
+#[must_use]
+pub fn cut(text: &str, separator: u8) -> (&str, Option<&str>) {
     // Not `split_once`, which takes several times as long for a character as for a byte.
-    match memchr::memchr(b'?', uri.as_bytes()) {
-        Some(at) => (&uri[..at], Some(&uri[at + 1..])),
-        None => (uri, None),
+    match memchr::memchr(separator, text.as_bytes()) {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
     }
 }
 

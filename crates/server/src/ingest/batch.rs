@@ -356,8 +356,8 @@ fn own_members<'a>(event: &Event<'_>, json: &'a str) -> Cow<'a, str> {
     if view::bodies_are_credentials(event) {
         dropped.extend(["requestObject", "responseObject"]);
     }
-    // JSON strings hold no raw line break, so one here is a pretty-printing sender's, and would break the frame in two.
-    if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_some() {
+    // A pretty-printing sender's. They would break the frame in two.
+    if event.has_line_breaks {
         let compact = compact(json);
         return Cow::Owned(members_that(&compact, |name| !dropped.contains(&name)));
     }
