@@ -5,12 +5,7 @@
 //! Source of the shape: `k8s.io/apiserver/pkg/apis/audit/v1/types.go`.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::marker::PhantomData;
 use std::ops::Deref;
-
-use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 use crate::json::{Reader, Unexpected};
 use crate::object::{needs_escapes, write_json, write_plain};
@@ -72,7 +67,16 @@ pub fn is_known_field(name: &str) -> bool {
 /// The annotations whose values decide something, and so are decoded. Others can be long and full of escapes: the one that
 /// says why the authorizer agreed is the longest string of most events.
 pub const READ_ANNOTATIONS: [&str; 4] =
-    ["audit.k8s.io/truncated", "authorization.k8s.io/decision", "k8s.io/deprecated", "k8s.io/removed-release"];
+    [TRUNCATED_ANNOTATION, DECISION_ANNOTATION, "k8s.io/deprecated", "k8s.io/removed-release"];
+
+/// Upstream's mark on an event that something was taken out of.
+pub const TRUNCATED_ANNOTATION: &str = "audit.k8s.io/truncated";
+
+/// Whether the request was allowed. The one annotation that can be selected on.
+pub const DECISION_ANNOTATION: &str = "authorization.k8s.io/decision";
+
+/// Room for so many items is kept from one event to the next: more than most have in a list.
+const KEPT_ITEMS: usize = 64;
 
 /// The user of a request: `authentication.k8s.io/v1` `UserInfo`.
 #[derive(Debug, Default)]
@@ -152,31 +156,6 @@ impl<'a> From<&'a str> for Text<'a> {
 impl From<String> for Text<'_> {
     fn from(text: String) -> Self {
         Self(Cow::Owned(text))
-    }
-}
-
-// serde borrows a bare `Cow<str>` field on request, but not one inside an `Option` or a `Vec`; this type always does.
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(text.into())
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(text.to_owned().into())
-            }
-        }
-
-        deserializer.deserialize_str(TextVisitor)
     }
 }
 
@@ -292,9 +271,13 @@ impl<'a> Event<'a> {
             std::mem::take(&mut self.user.groups),
             std::mem::take(&mut self.annotations),
         );
+        // Of one that had far more than others nothing is left.
         kept.0.clear();
+        kept.0.shrink_to(KEPT_ITEMS);
         kept.1.clear();
+        kept.1.shrink_to(KEPT_ITEMS);
         kept.2.clear();
+        kept.2.shrink_to(KEPT_ITEMS);
         *self = Self::default();
         (self.source_ips, self.user.groups, self.annotations) = kept;
     }
@@ -436,34 +419,6 @@ fn read_texts<'a>(texts: &mut Vec<Text<'a>>, reader: &mut Reader<'a>) -> Result<
         })
     };
     reader.optional(read).map(drop)
-}
-
-/// The members of a JSON object in the order of the input.
-#[derive(Debug)]
-pub struct Members<'a, V>(pub Vec<(Text<'a>, V)>);
-
-impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Members<'a, V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct MembersVisitor<V>(PhantomData<V>);
-
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for MembersVisitor<V> {
-            type Value = Members<'de, V>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-
-        deserializer.deserialize_map(MembersVisitor(PhantomData))
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use crate::audit::Text;
 pub struct Reader<'a> {
     text: &'a str,
     at: usize,
-    /// How the objects and lists end that the place is in while a value is skipped, the innermost last. At most one of two bytes of the text.
+    /// How the objects and lists end that the place is in while a value is skipped, the innermost last. At most one for each byte of
+    /// the text; if that is JSON, for every second.
     closing: Vec<u8>,
     /// The part of the text that was looked at last.
     block: Block,
@@ -236,7 +237,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads past `null`, if that comes next.
-    pub fn take_null(&mut self) -> bool {
+    fn take_null(&mut self) -> bool {
         self.skip_whitespace();
         let is_null = self.text.as_bytes()[self.at..].starts_with(b"null");
         self.at += if is_null { b"null".len() } else { 0 };
@@ -334,6 +335,22 @@ impl<'a> Reader<'a> {
             self.line_breaks += usize::from(matches!(byte, b'\n' | b'\r'));
         }
     }
+}
+
+/// The members of an object: their names, and their values as they are written.
+///
+/// # Errors
+/// If the text is none.
+pub fn members(text: &str) -> Result<Vec<(Text<'_>, &str)>> {
+    let (mut reader, mut members) = (Reader::new(text), Vec::new());
+    reader.object(|reader, name| {
+        let start = reader.start_of_value();
+        reader.skip()?;
+        members.push((name, reader.read_since(start)));
+        Ok(())
+    })?;
+    reader.end()?;
+    Ok(members)
 }
 
 /// What stands between the quotes of a string that was read past, decoded; `None` if it has half a surrogate pair.
@@ -484,6 +501,14 @@ mod tests {
     }
 
     #[test]
+    fn members_are_names_and_values_as_they_are_written() {
+        let read = members(r#" {"a" : {"b":[1, 2]}, "\u0063":"\n"} "#).unwrap();
+        let read: Vec<_> = read.iter().map(|(name, value)| (&**name, *value)).collect();
+        assert_eq!(read, [("a", r#"{"b":[1, 2]}"#), ("c", r#""\n""#)]);
+        assert!(members("null").is_err() && members("{} 1").is_err());
+    }
+
+    #[test]
     fn line_breaks_are_counted_between_values_alone() {
         for (text, line_breaks) in [(r#"{"a":["b\n"]}"#, 0), ("{\"a\":\n1,\"b\": [\r\n2] }", 3)] {
             let mut reader = Reader::new(text);
@@ -493,7 +518,7 @@ mod tests {
     }
 
     /// Pieces of JSON, good and bad, in any order.
-    const PIECES: &str = r#"([\[\]{}:, \n\x01]|"([a-zü]|\\["\\/bfnrtu x]|\\u[0-9a-fA-F]{4}){0,12}"|null|true|false|tru|[-+]?[0-9]{0,2}(\.[0-9]{0,2})?([eE][-+]?[0-9]{0,2})?|"k":){0,12}"#;
+    const PIECES: &str = r#"([\[\]{}:, \n\x01]|"([a-zü]|\\["\\/bfnrtu x]|\\u[0-9a-cA-C][0-9a-fA-F]{3}){0,12}"|null|true|false|tru|[-+]?[0-9]{0,2}(\.[0-9]{0,2})?([eE][-+]?[0-9]{0,2})?|"k":){0,12}"#;
 
     /// Well-formed JSON.
     fn json() -> impl Strategy<Value = String> {

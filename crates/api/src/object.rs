@@ -108,6 +108,13 @@ pub fn write_json(out: &mut Vec<u8>, text: &str) {
     }
 }
 
+/// What [`write_json`] appends at most.
+pub fn max_json_bytes(text: &str) -> usize {
+    // The longest escape of a byte is `\u00` and two digits.
+    let most_of_a_byte = if needs_escapes(text) { 6 } else { 1 };
+    text.len() * most_of_a_byte + 2
+}
+
 /// Appends as a JSON string what needs no escapes.
 pub(crate) fn write_plain(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
@@ -117,7 +124,7 @@ pub(crate) fn write_plain(out: &mut Vec<u8>, text: &str) {
 
 /// Appends `number` in decimal.
 pub fn write_number(out: &mut Vec<u8>, number: i32) {
-    serde_json::to_writer(out, &number).expect("a number always serialises, and a Vec takes every byte");
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// Whether a JSON string cannot hold the text as it is. Nearly all can, and copying is many times faster than looking for

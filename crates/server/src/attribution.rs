@@ -105,7 +105,7 @@ pub fn creates_namespace(event: &Event<'_>) -> bool {
 /// Whether the query has a `dryRun` that is not empty, read as Go's `url.ParseQuery` reads it: what has a semicolon or a
 /// broken escape in it is passed over, and so is a query of more parameters than newer versions of Go read at all.
 fn is_dry_run(uri: &str) -> bool {
-    let Some((_, query)) = uri.split_once('?') else { return false };
+    let (_, Some(query)) = split_uri(uri) else { return false };
     let taken = |pair: &&str| !pair.contains(';') && has_whole_escapes(pair);
     query.split('&').count() <= MAX_PARAMETERS
         && query.split('&').filter(taken).any(|pair| {

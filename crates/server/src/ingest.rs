@@ -162,7 +162,7 @@ impl Ingest {
 
     /// Who sends. The handshake has verified the certificate, but that may have been long ago, and by another CA.
     fn sender(&self, peer: &Peer) -> Result<&str, IngestRejection> {
-        if !self.client_ca.vouches_for(&peer.certificates, &peer.vouched) {
+        if !peer.is_vouched_for_by(&self.client_ca) {
             return Err(IngestRejection::Untrusted);
         }
         self.allowed_name(peer)

@@ -31,7 +31,7 @@ use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, warn};
 
-use crate::certs::{self, Vouched};
+use crate::certs::{self, ClientCa, Vouched};
 use crate::metrics::{ListenerMetrics, ListenerReason};
 use crate::wire::{self, Body};
 pub use exchange::{Exchange, Retirement, STREAMS_PER_CONNECTION, WATCHES_PER_CONNECTION};
@@ -123,7 +123,7 @@ pub struct Peer {
     /// The certificates that it showed, the leaf first; empty if none. Whether they are good is not decided here.
     pub certificates: Vec<CertificateDer<'static>>,
     /// What is remembered of whether they are.
-    pub vouched: Vouched,
+    vouched: Vouched,
     /// Of the leaf, once somebody has asked for them.
     names: OnceLock<Vec<String>>,
 }
@@ -154,6 +154,9 @@ pub struct Config {
     /// Requests on one HTTP/2 connection that were broken off before we came to read them. Above it the connection, which is
     /// everybody's, is ended; such a request costs no more than one that is open.
     pub max_resets: usize,
+    /// How much is read from a socket at once, ahead of TLS, which asks for 4 KiB at a time: a system call each. It is held for as
+    /// long as the connection is open; with 0 nothing is.
+    pub read_ahead_bytes: usize,
 }
 
 /// By what a listener's connections become known. Those that are not are guests, who make room for each other.
@@ -269,7 +272,11 @@ async fn accept(tcp: &TcpListener, guests: &Guests, stop: &CancellationToken) ->
 /// TLS, or the reason why not.
 ///
 /// In a box, because it is handed on, and each of those futures would have room for it twice: before its first turn and after.
-async fn handshake(mut stream: TcpStream, tls: TlsAcceptor) -> Result<Box<TlsStream<TcpStream>>, &'static str> {
+async fn handshake(
+    mut stream: TcpStream,
+    tls: TlsAcceptor,
+    read_ahead_bytes: usize,
+) -> Result<Box<TlsStream<BufReader<TcpStream>>>, &'static str> {
     // Frames are written whole; waiting to fill a segment would only delay them.
     let _ = stream.set_nodelay(true);
     let within_deadline = async {
@@ -280,6 +287,7 @@ async fn handshake(mut stream: TcpStream, tls: TlsAcceptor) -> Result<Box<TlsStr
             let _ = stream.shutdown().await;
             return Err("plain_http");
         }
+        let stream = BufReader::with_capacity(read_ahead_bytes, stream);
         tls.accept(stream).await.map(Box::new).map_err(|error| handshake_error(&error))
     };
     timeout(HANDSHAKE_TIMEOUT, within_deadline).await.unwrap_or(Err("handshake_timeout"))
@@ -291,7 +299,7 @@ async fn speaks_plain_http(stream: &TcpStream) -> bool {
     matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase()
 }
 
-fn certificates(stream: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
+fn certificates(stream: &TlsStream<BufReader<TcpStream>>) -> Vec<CertificateDer<'static>> {
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     certificates.iter().map(|certificate| certificate.clone().into_owned()).collect()
 }
@@ -311,6 +319,11 @@ impl Peer {
         Self { address, certificates, vouched: Vouched::default(), names: OnceLock::new() }
     }
 
+    /// Whether a CA vouches now for its certificates.
+    pub fn is_vouched_for_by(&self, ca: &ClientCa) -> bool {
+        ca.vouches_for(&self.certificates, &self.vouched)
+    }
+
     /// The common name and the DNS names that its certificate stands for, whoever vouches for it.
     pub fn names(&self) -> &[String] {
         self.names.get_or_init(|| self.certificates.first().map(certs::names).unwrap_or_default())
@@ -321,7 +334,7 @@ impl Peer {
 
 impl Spoken {
     /// By ALPN, which a client need not know.
-    fn agreed(stream: &TlsStream<TcpStream>) -> Self {
+    fn agreed(stream: &TlsStream<BufReader<TcpStream>>) -> Self {
         match stream.get_ref().1.alpn_protocol() {
             Some(b"http/1.1") => Self::Http1,
             Some(b"h2") => Self::Http2,
@@ -339,10 +352,10 @@ where
 {
     /// All of one connection, which a newcomer may end for as long as it is a guest.
     async fn welcome(self, stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, place: Arc<Place>) {
-        let (metrics, Config { name: listener, known_by, .. }) = (self.metrics.clone(), self.config);
+        let (metrics, Config { name: listener, known_by, read_ahead_bytes, .. }) = (self.metrics.clone(), self.config);
         // In a box, for the same reason as the stream: three futures follow around it.
         let connection = Box::pin(async {
-            let shaking_hands = self.tasks.spawn_on(handshake(stream, acceptor), &self.handshakes);
+            let shaking_hands = self.tasks.spawn_on(handshake(stream, acceptor, read_ahead_bytes), &self.handshakes);
             // Sent away, it is dropped, and so is the task. One that panicked shook no hands.
             let stream = AbortOnDropHandle::new(shaking_hands).await.unwrap_or(Err("handshake"))?;
             if known_by == KnownBy::Handshake && !place.becomes_known(KnownAs::ApiServer) {
@@ -352,7 +365,7 @@ where
             let spoken = Spoken::agreed(&stream);
             if spoken == Spoken::Http2 {
                 // Without, it is only slower.
-                let _ = SockRef::from(stream.get_ref().0).set_send_buffer_size(SHARED_SEND_BUFFER_BYTES);
+                let _ = SockRef::from(stream.get_ref().0.get_ref()).set_send_buffer_size(SHARED_SEND_BUFFER_BYTES);
             }
             self.serve_connection(stream, spoken, peer, Arc::clone(&place)).await
         });

@@ -58,6 +58,9 @@ const MAX_WEBHOOK_CONNECTIONS: usize = 128;
 /// kube-apiserver sends batches at the same time, ten a second by default.
 const MAX_WEBHOOK_STREAMS: u32 = 100;
 
+/// Two TLS records. Within `listener::CONNECTION_BYTES`, because next to nothing is sent on these connections.
+const WEBHOOK_READ_AHEAD_BYTES: usize = 32 * 1024;
+
 /// A body that nobody waits for is read for this long.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -359,6 +362,8 @@ fn bind_listeners(config: &Config, tls: &Tls, metrics: &ListenerMetrics) -> Resu
         known_by: KnownBy::Request,
         max_streams: listener::STREAMS_PER_CONNECTION,
         max_resets: MAX_RESETS,
+        // There are thousands of connections, and what they are sent is short.
+        read_ahead_bytes: 0,
     };
     let webhook_config = listener::Config {
         name: "webhook",
@@ -366,6 +371,7 @@ fn bind_listeners(config: &Config, tls: &Tls, metrics: &ListenerMetrics) -> Resu
         known_by: KnownBy::Handshake,
         max_streams: MAX_WEBHOOK_STREAMS,
         max_resets: MAX_WEBHOOK_STREAMS as usize,
+        read_ahead_bytes: WEBHOOK_READ_AHEAD_BYTES,
     };
     let api = Listener::bind(config.address, tls.api.current(), api_config, metrics.clone());
     let api = api.with_context(|| format!("--bind-address, --secure-port: cannot bind {}", config.address))?;

@@ -6,7 +6,9 @@
 
 use std::iter;
 
-use audit_stream_api::audit::{Event, ObjectReference, ResponseStatus, Text, User};
+use audit_stream_api::audit::{
+    DECISION_ANNOTATION, Event, ObjectReference, ResponseStatus, TRUNCATED_ANNOTATION, Text, User,
+};
 use audit_stream_api::object::{write_json, write_number};
 use audit_stream_api::selector::Field;
 use percent_encoding::{percent_decode, percent_decode_str};
@@ -25,7 +27,7 @@ pub const MAX_QUERY_BYTES: usize = 4096;
 
 /// Annotations that name a decision and not a content. Each has to be read at all: `audit::READ_ANNOTATIONS`.
 const SHOWN_ANNOTATIONS: [&str; 4] =
-    ["audit.k8s.io/truncated", "authorization.k8s.io/decision", "k8s.io/deprecated", "k8s.io/removed-release"];
+    [TRUNCATED_ANNOTATION, DECISION_ANNOTATION, "k8s.io/deprecated", "k8s.io/removed-release"];
 
 /// Whether a reader of `namespacedevents` may select on a field, which is whether it is shown.
 pub fn shows(field: Field) -> bool {

@@ -35,8 +35,7 @@ const EVENTS: usize = 400;
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Watches that never get anything, and read.
-pub(super) async fn idle(effort: Effort) -> Result<Vec<Figure>> {
-    let _ = effort;
+pub(super) async fn idle(_: Effort) -> Result<Vec<Figure>> {
     let (http2, http1) = (idle_over(Protocol::Http2, 10_000).await?, idle_over(Protocol::Http1, 1_000).await?);
     let memory = |name, idle: Idle, goal| Figure::absolute(name, &[idle.kilobytes], Some(Goal::AtMost(goal)));
     Ok(vec![
@@ -86,8 +85,7 @@ async fn open(proxy: &Client, count: usize) -> Result<Vec<Chunks>> {
 }
 
 /// Watches that are sent much, and do not read.
-pub(super) async fn stalled(effort: Effort) -> Result<Vec<Figure>> {
-    let _ = effort;
+pub(super) async fn stalled(_: Effort) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (protocol, word) in [(Protocol::Http1, "HTTP/1.1"), (Protocol::Http2, "HTTP/2")] {
         let count = 500;

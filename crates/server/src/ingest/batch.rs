@@ -6,10 +6,10 @@
 
 use std::borrow::Cow;
 
-use audit_stream_api::audit::{Event, Members, Text};
+use audit_stream_api::audit::{DECISION_ANNOTATION, Event, Text};
+use audit_stream_api::json;
 use audit_stream_api::object::{GapReason, write_json, write_number};
 use audit_stream_api::selector::Field;
-use serde_json::value::RawValue;
 
 use crate::view;
 
@@ -241,7 +241,7 @@ fn single_value<'e>(event: &'e Event<'_>, field: Field) -> &'e str {
         Field::ObjectSubresource => text(reference.map(|reference| &reference.subresource)),
         Field::ObjectUid => text(reference.map(|reference| &reference.uid)),
         Field::Decision => {
-            let decision = event.annotations.iter().find(|(key, _)| &**key == "authorization.k8s.io/decision");
+            let decision = event.annotations.iter().find(|(key, _)| **key == *DECISION_ANNOTATION);
             decision.map_or("", |(_, value)| value)
         }
         Field::RequestUri => &event.request_uri,
@@ -368,10 +368,9 @@ fn own_members<'a>(event: &Event<'_>, json: &'a str) -> Cow<'a, str> {
     }
 }
 
-/// The members of an object whose names are kept, without braces. `null` is an object without members.
+/// The members of an object whose names are kept, without braces. What is no object, `null` for one, has no members.
 pub(super) fn members_that(json: &str, kept: impl Fn(&str) -> bool) -> String {
-    let members: Option<Members<'_, &RawValue>> = serde_json::from_str(json).expect("it was read as an object before");
-    let members = members.map(|members| members.0).unwrap_or_default();
+    let members = json::members(json).unwrap_or_default();
     let mut out = Vec::with_capacity(json.len());
     for (key, value) in members.iter().filter(|(key, _)| kept(key)) {
         if !out.is_empty() {
@@ -379,7 +378,7 @@ pub(super) fn members_that(json: &str, kept: impl Fn(&str) -> bool) -> String {
         }
         write_json(&mut out, key);
         out.push(b':');
-        out.extend_from_slice(value.get().as_bytes());
+        out.extend_from_slice(value.as_bytes());
     }
     String::from_utf8(out).expect("made of strings")
 }

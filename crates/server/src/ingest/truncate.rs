@@ -6,11 +6,12 @@
 
 use std::borrow::Cow;
 
-use audit_stream_api::audit::{Members, Text, is_known_field};
+use audit_stream_api::audit::{DECISION_ANNOTATION, TRUNCATED_ANNOTATION, Text, is_known_field};
+use audit_stream_api::json::{self, Reader};
 use audit_stream_api::object::write_json;
-use serde_json::value::RawValue;
 
 use super::batch::members_that;
+use crate::request_info::split_uri;
 use crate::view::MAX_QUERY_BYTES;
 
 /// Bytes of one event, as JSON: what a reader of one event has to hold at a time.
@@ -30,12 +31,6 @@ const MAX_SOURCE_IP_BYTES: usize = 64;
 
 /// The one that kube-apiserver makes is a UUID of 36 bytes.
 const MAX_AUDIT_ID_BYTES: usize = 256;
-
-/// Upstream's mark on an event that something was taken out of.
-const TRUNCATED: &str = "audit.k8s.io/truncated";
-
-/// The one annotation that can be selected on.
-const DECISION: &str = "authorization.k8s.io/decision";
 
 /// In which way an event is more than readers can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +68,7 @@ const STEPS: [fn(&mut Draft<'_>); 9] = [
     |draft| draft.cut_source_ips(),
     |draft| draft.cut_text("auditID", |_| MAX_AUDIT_ID_BYTES),
     |draft| draft.keep_in("responseStatus", &["metadata", "status", "reason", "code"]),
-    |draft| draft.keep_in("annotations", &[DECISION, TRUNCATED]),
+    |draft| draft.keep_in("annotations", &[DECISION_ANNOTATION, TRUNCATED_ANNOTATION]),
     |draft| draft.keep(is_known_field),
     |draft| ["user", "impersonatedUser"].iter().for_each(|user| draft.keep_in(user, &["username", "uid", "groups"])),
 ];
@@ -101,8 +96,8 @@ struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     fn of(json: &'a str) -> Self {
-        let members: Members<'a, &RawValue> = serde_json::from_str(json).expect("it was read as an event before");
-        let members = members.0.into_iter().map(|(name, value)| (name, Cow::Borrowed(value.get())));
+        let members = json::members(json).unwrap_or_default().into_iter();
+        let members = members.map(|(name, value)| (name, Cow::Borrowed(value)));
         let mut draft = Self { members: members.collect() };
         draft.mark();
         draft
@@ -114,9 +109,9 @@ impl<'a> Draft<'a> {
         }
         if let Some(annotations) = self.value("annotations") {
             // kube-apiserver may have marked it too, and no key may be there twice.
-            let others = members_that(annotations, |key| key != TRUNCATED);
+            let others = members_that(annotations, |key| key != TRUNCATED_ANNOTATION);
             let comma = if others.is_empty() { "" } else { "," };
-            *annotations = Cow::Owned(format!("{{{others}{comma}\"{TRUNCATED}\":\"true\"}}"));
+            *annotations = Cow::Owned(format!("{{{others}{comma}\"{TRUNCATED_ANNOTATION}\":\"true\"}}"));
         }
     }
 
@@ -129,7 +124,7 @@ impl<'a> Draft<'a> {
     }
 
     fn keep_in(&mut self, name: &str, kept: &[&str]) {
-        // serde reads an array as an object's values in order, and null as none: neither has members to choose from.
+        // `null` has no members to choose from.
         if let Some(object) = self.value(name).filter(|value| value.starts_with('{')) {
             *object = Cow::Owned(format!("{{{}}}", members_that(object, |key| kept.contains(&key))));
         }
@@ -138,7 +133,7 @@ impl<'a> Draft<'a> {
     /// Cuts a string to the bytes that `longest` allows it.
     fn cut_text(&mut self, name: &str, longest: impl Fn(&str) -> usize) {
         let Some(value) = self.value(name) else { return };
-        let Ok(Some(text)) = serde_json::from_str::<Option<Text<'_>>>(value) else { return };
+        let Ok(Some(text)) = Reader::new(value).optional(Reader::string) else { return };
         let longest = longest(&text);
         if text.len() > longest {
             let mut shorter = Vec::new();
@@ -149,7 +144,11 @@ impl<'a> Draft<'a> {
 
     fn cut_source_ips(&mut self) {
         let Some(value) = self.value("sourceIPs") else { return };
-        let Ok(Some(addresses)) = serde_json::from_str::<Option<Vec<Text<'_>>>>(value) else { return };
+        let mut addresses = Vec::new();
+        let read = Reader::new(value).list(|reader| reader.string().map(|address| addresses.push(address)));
+        if read.is_err() {
+            return;
+        }
         let mut shorter = b"[".to_vec();
         let first = addresses.len().saturating_sub(MAX_SOURCE_IPS);
         for (index, address) in addresses[first..].iter().enumerate() {
@@ -175,7 +174,8 @@ impl<'a> Draft<'a> {
 
 /// How long a URI is with as much of its query as may stay.
 fn with_longest_query(uri: &str) -> usize {
-    uri.split_once('?').map_or(uri.len(), |(path, _)| path.len() + "?".len() + MAX_QUERY_BYTES)
+    let (path, query) = split_uri(uri);
+    path.len() + query.map_or(0, |_| "?".len() + MAX_QUERY_BYTES)
 }
 
 fn cut(text: &str, longest: usize) -> &str {

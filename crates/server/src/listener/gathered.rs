@@ -21,8 +21,8 @@ pub(super) trait Gather: AsyncRead + AsyncWrite + Unpin {
     fn waiting(&mut self) -> Option<&mut ServerConnection>;
 }
 
-/// Reads as `Unhurried` does, and sends at the beginning of a turn what was flushed in the one before. A turn begins with a read,
-/// as h2's does.
+/// Reads as `Unhurried` does, and sends at the beginning of a turn what was flushed in the one before. A turn of h2's begins with a
+/// read, or where it cannot read because a frame of its own waits, with the write that sends what waits.
 pub(super) struct Gathered<S> {
     io: Unhurried<S>,
     /// Whether something waits that was flushed. Then there will be another turn: by itself, or when the socket takes more.

@@ -17,8 +17,14 @@ use super::*;
 use peer::{ARRIVAL, CANCEL, Ca, DATA, GOAWAY, HEADERS, MAX_STREAM, NO_ERROR, PING, Peer as Http2, RST_STREAM};
 
 /// What a stream may have at a time in these tests: more than the retirement, so that this is not what ends them.
-const CONFIG: Config =
-    Config { name: "test", max_connections: 2, known_by: KnownBy::Request, max_streams: 1000, max_resets: 1000 };
+const CONFIG: Config = Config {
+    name: "test",
+    max_connections: 2,
+    known_by: KnownBy::Request,
+    max_streams: 1000,
+    max_resets: 1000,
+    read_ahead_bytes: 100,
+};
 
 /// Between two looks at what another task brings about.
 const GLANCE: Duration = Duration::from_millis(5);

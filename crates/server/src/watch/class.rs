@@ -14,7 +14,7 @@ use audit_stream_api::{Resource, Route, Sequence};
 use audit_stream_bus::{Bus, Entry, NotRetained};
 use tokio::sync::watch;
 
-use super::frames::{self, Budget, Charge, PIECE_BYTES, Piece, Selected, frame_bytes, place};
+use super::frames::{self, Budget, Charge, PIECE_BYTES, Piece, Selected, frame_bytes, gap_bytes, place};
 use crate::ingest::batch::{Batch, StoredEvent};
 
 /// What a class remembers for those of its watches that have not come yet. All of it is charged.
@@ -95,7 +95,7 @@ enum Item {
 /// The events of a piece, of which there is one at least.
 struct Fill {
     events: Vec<Selected>,
-    /// The sum of their [`frame_bytes`].
+    /// What their frames take at most, and a gap on the first.
     bytes: usize,
 }
 
@@ -355,9 +355,9 @@ impl Member {
             Some(Item::Loss(loss)) => return Next::Loss(loss),
             Some(Item::Event(first)) => first,
         };
-        if gap.is_some() {
+        if let Some(gap) = gap {
             drop(items);
-            return self.write(self.alone(first), gap, charge);
+            return self.write(self.alone(first, gap), Some(gap), charge);
         }
         let place = first.place();
         if hub.pieces.contains_key(&place) {
@@ -392,11 +392,11 @@ impl Member {
                 candidates.filter(move |&index| key.selects(batch.payload().event(index), place(&batch, index))),
             )
         });
-        let selected = match items.next() {
-            Some(Item::Event(first)) if gap.is_some() => self.alone(first),
-            Some(Item::Event(first)) => fill(first, items, key.route.resource),
-            Some(Item::Loss(loss)) => return Next::Loss(loss),
-            None => {
+        let selected = match (items.next(), gap) {
+            (Some(Item::Event(first)), Some(gap)) => self.alone(first, gap),
+            (Some(Item::Event(first)), None) => fill(first, items, key.route.resource),
+            (Some(Item::Loss(loss)), _) => return Next::Loss(loss),
+            (None, _) => {
                 drop(items);
                 return if passed > at { Next::Passed(passed) } else { self.lagged(at) };
             }
@@ -404,9 +404,10 @@ impl Member {
         self.write(selected, gap, charge)
     }
 
-    /// The events of a piece that has one.
-    fn alone(&self, event: Selected) -> Fill {
-        Fill { bytes: frame_bytes(self.key().route.resource, event.event()), events: vec![event] }
+    /// The events of a piece that has one, with a gap on it.
+    fn alone(&self, event: Selected, gap: &str) -> Fill {
+        let bytes = frame_bytes(self.key().route.resource, event.event()) + gap_bytes(gap);
+        Fill { bytes, events: vec![event] }
     }
 
     fn write(&self, Fill { events, bytes }: Fill, gap: Option<&str>, charge: &mut Option<Charge>) -> Next {

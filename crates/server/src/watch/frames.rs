@@ -12,16 +12,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ingest::batch::{Batch, StoredEvent};
 
-/// A piece ends before the frame that would make it larger: so large that framing costs nothing over HTTP/2, so small that a
-/// reader who takes no more pins little. A single frame that is larger is a piece of its own.
-pub(super) const PIECE_BYTES: usize = 64 * 1024;
+/// A piece ends before the frame that would make it larger: so large that handing it over costs little beside sending it, so small
+/// that a reader who takes no more pins little. A single frame that is larger is a piece of its own.
+///
+/// rustls takes 64 KiB at a time, so this is two writes: over HTTP/1.1 with the line before it and the line break behind it.
+pub(super) const PIECE_BYTES: usize = 128 * 1024 - 16;
 
-/// What a frame has beyond the event's fields, at most: 24 bytes around it, 60 of kind and version, a name and a
-/// `resourceVersion` of 20 digits, a namespace of 63 bytes, a time of 20, the annotations' keys, and a gap of 120.
-const FRAME_OVERHEAD: usize = 512;
+/// What a frame has, at most, beyond what its event decides: 200 bytes of keys and braces, a kind of 15 and a version of 8, and the
+/// event's place, of 20 digits, in a name and as `resourceVersion`.
+const FRAME_OVERHEAD: usize = 272;
 
-/// The longest escape of a byte in JSON.
-const ESCAPE_BYTES: usize = 6;
+/// What a gap's annotation has beyond the gap.
+const GAP_OVERHEAD: usize = 32;
 
 /// How many bytes of frames there may be, written and not yet taken by a connection, of all watches together.
 #[derive(Debug, Clone)]
@@ -133,14 +135,21 @@ fn fields(resource: Resource, event: StoredEvent<'_>) -> (&[u8], Option<&str>) {
     }
 }
 
-/// What an event's frame takes at most.
+/// What an event's frame takes at most, but close to it: a piece is cut by the sum, and what is less of one is not used. A gap on it
+/// takes [`gap_bytes`] more.
 pub(super) fn frame_bytes(resource: Resource, event: StoredEvent<'_>) -> usize {
     let (fields, withheld) = fields(resource, event);
-    FRAME_OVERHEAD + fields.len() + withheld.map_or(0, |names| names.len() * ESCAPE_BYTES)
+    let labels = [event.namespace(), event.creation_timestamp()].into_iter().flatten().map(str::len).sum::<usize>();
+    FRAME_OVERHEAD + fields.len() + labels + withheld.map_or(0, object::max_json_bytes)
+}
+
+/// What a gap takes at most on a frame.
+pub(super) fn gap_bytes(gap: &str) -> usize {
+    GAP_OVERHEAD + object::max_json_bytes(gap)
 }
 
 /// Writes the frames of events, of which there is one at least; a gap is told on the first. `bytes` are the sum of their
-/// [`frame_bytes`], and what was charged is that or more.
+/// [`frame_bytes`], and what the gap takes, and what was charged is that or more.
 pub(super) fn write(route: &Route, events: &[Selected], bytes: usize, charge: Charge, mut gap: Option<&str>) -> Piece {
     let Route { resource, version, .. } = *route;
     let mut out = Vec::with_capacity(bytes);
@@ -161,5 +170,30 @@ pub(super) fn write(route: &Route, events: &[Selected], bytes: usize, charge: Ch
         bytes: Bytes::from_owner(Charged { bytes: out, _charge: charge }),
         last: events.last().expect("there is one at least").place(),
         events: events.len() as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use audit_stream_api::Version;
+
+    use super::*;
+
+    #[test]
+    fn a_frames_bound_is_the_longest_frame() {
+        let written = |version, gap| {
+            let mut out = Vec::new();
+            let (sequence, empty) = (Sequence::new(u64::MAX), Some(""));
+            let meta = ObjectMeta { namespace: empty, sequence, creation_timestamp: empty, withheld: empty, gap };
+            object::write_added(&mut out, Resource::NamespacedEvents, version, meta, b"");
+            out.len()
+        };
+        let bound = FRAME_OVERHEAD + object::max_json_bytes("");
+        let longest = Version::ALL.map(|version| written(version, None)).into_iter().max().unwrap();
+        assert!((bound - 16..=bound).contains(&longest), "{longest} of {bound}");
+        for gap in ["{}", r#"{"count":7,"since":"2026-11-20T00:00:00Z"}"#] {
+            let of_gap = written(Version::V1, Some(gap)) - written(Version::V1, None);
+            assert!((of_gap..of_gap + 256).contains(&gap_bytes(gap)), "{of_gap} of {}", gap_bytes(gap));
+        }
     }
 }
