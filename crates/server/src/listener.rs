@@ -74,10 +74,10 @@ const MAX_HEADER_BYTES: u32 = 64 * 1024;
 /// What hyper may hold for a stream beyond what the connection has taken: small, because a piece is shared and stays whole.
 const MAX_SEND_BUFFER_BYTES: usize = 32 * 1024;
 
-/// What the kernel may hold of a connection that takes nothing. It doubles this, so 128 KiB, where by default it holds up to
-/// 4 MiB (`net.ipv4.tcp_wmem`). Some 100 KB of it are payload, so a connection over a network of 1 ms carries 100 KB a
-/// millisecond, 0.8 Gbit/s, which over HTTP/1.1 is one watch's; a faster network has a shorter round trip.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// What the kernel may hold of a connection that takes nothing. It doubles this, so 96 KiB, where by default it holds up to
+/// 4 MiB (`net.ipv4.tcp_wmem`). Some 75 KB of it are payload, so a connection over a network of 1 ms carries 75 KB a
+/// millisecond, 0.6 Gbit/s, which over HTTP/1.1 is one watch's; a faster network has a shorter round trip.
+const SEND_BUFFER_BYTES: usize = 48 * 1024;
 
 /// The same over HTTP/2, where 200 watches share it: 256 KiB, of which 220 KB are payload.
 const SHARED_SEND_BUFFER_BYTES: usize = 128 * 1024;
@@ -287,7 +287,8 @@ async fn handshake(
             let _ = stream.shutdown().await;
             return Err("plain_http");
         }
-        let stream = BufReader::with_capacity(read_ahead_bytes, stream);
+        // One byte is never read into, because whoever asks for more has it from the socket; none is not allowed.
+        let stream = BufReader::with_capacity(read_ahead_bytes.max(1), stream);
         tls.accept(stream).await.map(Box::new).map_err(|error| handshake_error(&error))
     };
     timeout(HANDSHAKE_TIMEOUT, within_deadline).await.unwrap_or(Err("handshake_timeout"))

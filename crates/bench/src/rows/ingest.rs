@@ -17,6 +17,9 @@ use crate::stand::{Stand, watch};
 const EVENTS: u64 = 400;
 /// Batches of a round.
 const BATCHES: u64 = 60;
+/// Batches of a megabyte each as they are retained, before the first round: one and a half times what there is room for. A server that has
+/// run for a minute lets an old batch go for each new one, and takes no more memory from the system.
+const WARMING: u64 = 96;
 
 const PATH: &str = "/apis/audit.k8s.io/v1/namespaces/shop/namespacedevents?watch=true";
 const WATCHES: usize = 1_000;
@@ -31,6 +34,11 @@ const FILLING: u64 = 15;
 /// From the first byte of a POST to its answer, everything included, against receiving the same bytes and walking them.
 pub(super) async fn posts(effort: Effort) -> Result<Vec<Figure>> {
     let (stand, mut reference) = (Stand::start().await?, Reference::receiving().await?);
+    for seed in 1..=WARMING {
+        let body = corpus::metadata(seed);
+        reference.send(&body).await?;
+        stand.post(body).await?;
+    }
     let mut rounds = Vec::new();
     for round in 0..effort.rounds {
         let bodies: Vec<Vec<u8>> =
