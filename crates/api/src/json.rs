@@ -481,8 +481,11 @@ mod tests {
         let mut reader = Reader::new(r#" "plain" "dec\u006fded" "#);
         assert_eq!((&*reader.string().unwrap(), &*reader.string().unwrap()), ("plain", "decoded"));
         reader.end().unwrap();
-        for no_string in ["", "\"", "\"open", "\"new\nline\"", "\"\\x\"", "\"half \\ud800\"", "7", "null"] {
+        for no_string in ["", "\"", "\"open", "\"new\nline\"", "\"\\x\"", "7", "null"] {
             assert!(Reader::new(no_string).string().is_err(), "{no_string:?}");
+        }
+        for half in ["\\ud800", "\\ud83dxxde00", "\\ud83d\\nde00", "\\ude00\\ud83d", "\\ud83d\\u"] {
+            assert!(Reader::new(&format!("\"{half}\"")).string().is_err(), "{half}");
         }
         for no_string in ["", "\"", "\"new\nline\"", "\"\\x\"", "7", "null", "{}"] {
             assert!(Reader::new(no_string).skip_string().is_err(), "{no_string:?}");
