@@ -1,14 +1,14 @@
 //! `audit.k8s.io` events as kube-apiserver sends them, borrowed from the bytes they came in.
 //!
-//! Only the fields that decide something are named here: attribution, selection, the view. The event's own bytes travel
-//! beside this struct and keep every field, also those that no version of this program has heard of.
+//! Only the fields that decide something are named here: attribution, selection. The event's own bytes travel beside this struct
+//! and keep every field, also those that no version of this program has heard of; what of them not every reader may see is known by
+//! its place ([`Part`]).
 //! Source of the shape: `k8s.io/apiserver/pkg/apis/audit/v1/types.go`.
 
 use std::borrow::Cow;
-use std::ops::Deref;
+use std::ops::Range;
 
-use crate::json::{Reader, Unexpected};
-use crate::object::{needs_escapes, write_json, write_plain};
+use crate::json::{Known, Reader, Unexpected};
 
 /// One audit event.
 ///
@@ -17,57 +17,86 @@ use crate::object::{needs_escapes, write_json, write_plain};
 #[derive(Debug, Default)]
 pub struct Event<'a> {
     /// How much of the request was recorded: `Metadata`, `Request`, `RequestResponse`.
-    pub level: Text<'a>,
+    pub level: Cow<'a, str>,
     /// Chosen by the client if it sends an `Audit-ID` header, so never a key for anything.
-    pub audit_id: Text<'a>,
+    pub audit_id: Cow<'a, str>,
     /// `RequestReceived`, `ResponseStarted`, `ResponseComplete` or `Panic`.
-    pub stage: Text<'a>,
+    pub stage: Cow<'a, str>,
     /// The URI as the client wrote it: percent-encoded, query included.
-    pub request_uri: Text<'a>,
+    pub request_uri: Cow<'a, str>,
     /// The verb of upstream's `RequestInfo`, or the lower-case method of a non-resource request.
-    pub verb: Text<'a>,
+    pub verb: Cow<'a, str>,
     /// Who asked; empty where nobody could be authenticated.
     pub user: User<'a>,
     /// Who they acted as.
     pub impersonated_user: Option<User<'a>>,
     /// Where from. All but the last are the client's own claim.
-    pub source_ips: Vec<Text<'a>>,
+    pub source_ips: Vec<Cow<'a, str>>,
     /// The client's own claim.
-    pub user_agent: Option<Text<'a>>,
+    pub user_agent: Option<Cow<'a, str>>,
     /// What the request was about. Parts come from the request body, so a client can write there what it likes.
     pub object_ref: Option<ObjectReference<'a>>,
-    /// The outcome. Absent at stage `RequestReceived`.
-    pub response_status: Option<ResponseStatus<'a>>,
-    /// Whether there is the request's body, at level `Request` and above.
-    pub has_request_object: bool,
-    /// Whether there is the response's body, at level `RequestResponse`.
-    pub has_response_object: bool,
+    /// The outcome's HTTP status. Absent at stage `RequestReceived`.
+    pub response_code: Option<i32>,
     /// RFC 3339 with microseconds.
-    pub request_received_timestamp: Option<Text<'a>>,
-    /// RFC 3339 with microseconds.
-    pub stage_timestamp: Option<Text<'a>>,
-    /// Set by the authorizer, admission plugins and others inside kube-apiserver. Only those of [`READ_ANNOTATIONS`].
-    pub annotations: Vec<(Text<'a>, Text<'a>)>,
-    /// Whether there are others.
-    pub has_other_annotations: bool,
-    /// Whether the item carries `kind`, `apiVersion` or `metadata`, as items of v1beta1 lists do and those of v1 do not.
-    pub carries_object_fields: bool,
-    /// The names of the fields that this struct does not know.
-    pub unknown_fields: Vec<Text<'a>>,
+    pub stage_timestamp: Option<Cow<'a, str>>,
+    /// [`DECISION_ANNOTATION`].
+    pub decision: Option<Cow<'a, str>>,
+    /// What of it not every reader may see, in the order of its bytes.
+    pub parts: Vec<PlacedPart>,
     /// Whether its bytes are on several lines.
     pub has_line_breaks: bool,
 }
 
-/// Whether an event's field of this name is one that this program reads, and so is not among
-/// [`Event::unknown_fields`].
-pub fn is_known_field(name: &str) -> bool {
-    Field::named(name).is_some()
+/// What of an event not every reader may see. All else is named in this module, and is of the type that upstream gives it: a field
+/// that upstream adds is [`Part::Unknown`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// `kind`, `apiVersion` or `metadata`, which items of v1beta1 lists carry and those of v1 do not. A watch client needs others.
+    ObjectField,
+    /// The value of `requestURI`.
+    RequestUri,
+    /// `user.uid`.
+    UserUid,
+    /// `user.extra`: for the authenticator's free use, credential identifiers among it.
+    UserExtra,
+    /// `impersonatedUser.uid`.
+    ImpersonatedUserUid,
+    /// `impersonatedUser.extra`.
+    ImpersonatedUserExtra,
+    /// `sourceIPs`.
+    SourceIps,
+    /// `responseStatus.message`.
+    ResponseMessage,
+    /// `responseStatus.details`.
+    ResponseDetails,
+    /// `requestObject`: the request's body, at level `Request` and above.
+    RequestObject,
+    /// `responseObject`: the response's body, at level `RequestResponse`.
+    ResponseObject,
+    /// An annotation, but for those that name a decision and not a content: [`DECISION_ANNOTATION`], [`TRUNCATED_ANNOTATION`],
+    /// `k8s.io/deprecated` and `k8s.io/removed-release`.
+    Annotation,
+    /// A field of the event that is not known.
+    Unknown,
+    /// A field that is not known, of one that is.
+    UnknownNested,
 }
 
-/// The annotations whose values decide something, and so are decoded. Others can be long and full of escapes: the one that
-/// says why the authorizer agreed is the longest string of most events.
-pub const READ_ANNOTATIONS: [&str; 4] =
-    [TRUNCATED_ANNOTATION, DECISION_ANNOTATION, "k8s.io/deprecated", "k8s.io/removed-release"];
+/// Where a [`Part`] lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedPart {
+    /// Which it is.
+    pub part: Part,
+    /// Its bytes, counted from the event's first. They begin with the comma before its name, or behind the brace where it is its
+    /// object's first member, and end where its object's next comma or brace is; but of [`Part::RequestUri`] they are the string.
+    pub bytes: Range<usize>,
+}
+
+/// Whether an event's field of this name is one that this program knows, and so is no [`Part::Unknown`].
+pub fn is_known_field(name: &str) -> bool {
+    FIELDS.iter().any(|known| known.name() == name)
+}
 
 /// Upstream's mark on an event that something was taken out of.
 pub const TRUNCATED_ANNOTATION: &str = "audit.k8s.io/truncated";
@@ -82,85 +111,26 @@ const KEPT_ITEMS: usize = 64;
 #[derive(Debug, Default)]
 pub struct User<'a> {
     /// Empty where nobody could be authenticated.
-    pub username: Text<'a>,
-    /// Unique over time where the authenticator has such a thing.
-    pub uid: Option<Text<'a>>,
+    pub username: Cow<'a, str>,
     /// In the authenticator's order.
-    pub groups: Vec<Text<'a>>,
-    /// Whether there is anything for the authenticator's free use, credential identifiers among it.
-    pub has_extra: bool,
+    pub groups: Vec<Cow<'a, str>>,
 }
 
 /// What a request was about.
 #[derive(Debug, Default)]
 #[expect(missing_docs, reason = "the fields are Kubernetes' own")]
 pub struct ObjectReference<'a> {
-    pub resource: Option<Text<'a>>,
-    pub namespace: Option<Text<'a>>,
-    pub name: Option<Text<'a>>,
-    pub uid: Option<Text<'a>>,
-    pub api_group: Option<Text<'a>>,
-    pub api_version: Option<Text<'a>>,
-    pub resource_version: Option<Text<'a>>,
-    pub subresource: Option<Text<'a>>,
+    pub resource: Option<Cow<'a, str>>,
+    pub namespace: Option<Cow<'a, str>>,
+    pub name: Option<Cow<'a, str>>,
+    pub uid: Option<Cow<'a, str>>,
+    pub api_group: Option<Cow<'a, str>>,
+    pub api_version: Option<Cow<'a, str>>,
+    pub subresource: Option<Cow<'a, str>>,
 }
 
-/// The outcome of a request: the parts of `meta/v1` `Status` that occur in audit events.
-#[derive(Debug, Default)]
-#[expect(missing_docs, reason = "the fields are Kubernetes' own")]
-pub struct ResponseStatus<'a> {
-    pub status: Option<Text<'a>>,
-    pub reason: Option<Text<'a>>,
-    pub code: Option<i32>,
-    /// Whether it has a message.
-    pub has_message: bool,
-    /// Whether it has details.
-    pub has_details: bool,
-}
-
-/// A string that borrows from the input unless an escape sequence in it had to be decoded. What it borrows can be written into JSON
-/// as it is.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
-pub struct Text<'a>(Cow<'a, str>);
-
-impl<'a> Text<'a> {
-    /// What stood between the quotes of a JSON string and has no escapes.
-    pub(crate) fn plain(text: &'a str) -> Self {
-        debug_assert!(!needs_escapes(text), "{text:?}");
-        Self(Cow::Borrowed(text))
-    }
-
-    /// Appends it as a JSON string.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
-        match &self.0 {
-            Cow::Borrowed(plain) => write_plain(out, plain),
-            Cow::Owned(text) => write_json(out, text),
-        }
-    }
-}
-
-impl Deref for Text<'_> {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        &self.0
-    }
-}
-
-impl<'a> From<&'a str> for Text<'a> {
-    fn from(text: &'a str) -> Self {
-        if needs_escapes(text) { text.to_owned().into() } else { Self::plain(text) }
-    }
-}
-
-impl From<String> for Text<'_> {
-    fn from(text: String) -> Self {
-        Self(Cow::Owned(text))
-    }
-}
-
-/// The fields of an event that this program reads.
-#[derive(Clone, Copy)]
+/// The fields of an event that this program knows.
+#[derive(Debug, Clone, Copy)]
 enum Field {
     Level,
     AuditId,
@@ -178,57 +148,132 @@ enum Field {
     RequestReceivedTimestamp,
     StageTimestamp,
     Annotations,
-    Kind,
+    Object,
+}
+
+/// In upstream's order.
+static FIELDS: [Known<Field>; 19] = [
+    Known::new("level", Field::Level),
+    Known::new("auditID", Field::AuditId),
+    Known::new("stage", Field::Stage),
+    Known::new("requestURI", Field::RequestUri),
+    Known::new("verb", Field::Verb),
+    Known::new("user", Field::User),
+    Known::new("impersonatedUser", Field::ImpersonatedUser),
+    Known::new("sourceIPs", Field::SourceIps),
+    Known::new("userAgent", Field::UserAgent),
+    Known::new("objectRef", Field::ObjectRef),
+    Known::new("responseStatus", Field::ResponseStatus),
+    Known::new("requestObject", Field::RequestObject),
+    Known::new("responseObject", Field::ResponseObject),
+    Known::new("requestReceivedTimestamp", Field::RequestReceivedTimestamp),
+    Known::new("stageTimestamp", Field::StageTimestamp),
+    Known::new("annotations", Field::Annotations),
+    Known::new("kind", Field::Object),
+    Known::new("apiVersion", Field::Object),
+    Known::new("metadata", Field::Object),
+];
+
+/// The annotations that name a decision and not a content.
+#[derive(Debug, Clone, Copy)]
+enum PlainAnnotation {
+    Decision,
+    Other,
+}
+
+static PLAIN_ANNOTATIONS: [Known<PlainAnnotation>; 4] = [
+    Known::new(DECISION_ANNOTATION, PlainAnnotation::Decision),
+    Known::new(TRUNCATED_ANNOTATION, PlainAnnotation::Other),
+    Known::new("k8s.io/deprecated", PlainAnnotation::Other),
+    Known::new("k8s.io/removed-release", PlainAnnotation::Other),
+];
+
+#[derive(Debug, Clone, Copy)]
+enum UserField {
+    Username,
+    Uid,
+    Groups,
+    Extra,
+}
+
+/// In upstream's order.
+static USER_FIELDS: [Known<UserField>; 4] = [
+    Known::new("username", UserField::Username),
+    Known::new("uid", UserField::Uid),
+    Known::new("groups", UserField::Groups),
+    Known::new("extra", UserField::Extra),
+];
+
+#[derive(Debug, Clone, Copy)]
+enum ReferenceField {
+    Resource,
+    Namespace,
+    Name,
+    Uid,
+    ApiGroup,
     ApiVersion,
+    ResourceVersion,
+    Subresource,
+}
+
+/// In upstream's order.
+static REFERENCE_FIELDS: [Known<ReferenceField>; 8] = [
+    Known::new("resource", ReferenceField::Resource),
+    Known::new("namespace", ReferenceField::Namespace),
+    Known::new("name", ReferenceField::Name),
+    Known::new("uid", ReferenceField::Uid),
+    Known::new("apiGroup", ReferenceField::ApiGroup),
+    Known::new("apiVersion", ReferenceField::ApiVersion),
+    Known::new("resourceVersion", ReferenceField::ResourceVersion),
+    Known::new("subresource", ReferenceField::Subresource),
+];
+
+#[derive(Debug, Clone, Copy)]
+enum StatusField {
     Metadata,
+    Status,
+    Message,
+    Reason,
+    Details,
+    Code,
 }
 
-impl Field {
-    fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "level" => Self::Level,
-            "auditID" => Self::AuditId,
-            "stage" => Self::Stage,
-            "requestURI" => Self::RequestUri,
-            "verb" => Self::Verb,
-            "user" => Self::User,
-            "impersonatedUser" => Self::ImpersonatedUser,
-            "sourceIPs" => Self::SourceIps,
-            "userAgent" => Self::UserAgent,
-            "objectRef" => Self::ObjectRef,
-            "responseStatus" => Self::ResponseStatus,
-            "requestObject" => Self::RequestObject,
-            "responseObject" => Self::ResponseObject,
-            "requestReceivedTimestamp" => Self::RequestReceivedTimestamp,
-            "stageTimestamp" => Self::StageTimestamp,
-            "annotations" => Self::Annotations,
-            "kind" => Self::Kind,
-            "apiVersion" => Self::ApiVersion,
-            "metadata" => Self::Metadata,
-            _ => return None,
-        })
-    }
+/// In upstream's order.
+static STATUS_FIELDS: [Known<StatusField>; 6] = [
+    Known::new("metadata", StatusField::Metadata),
+    Known::new("status", StatusField::Status),
+    Known::new("message", StatusField::Message),
+    Known::new("reason", StatusField::Reason),
+    Known::new("details", StatusField::Details),
+    Known::new("code", StatusField::Code),
+];
+
+/// The first six: upstream writes them always, for they have no `omitempty`.
+const REQUIRED: u32 = 0b11_1111;
+
+/// The parts of an event, as they are come upon.
+struct Parts<'p> {
+    placed: &'p mut Vec<PlacedPart>,
+    /// Where the event begins.
+    start: usize,
 }
 
-/// Upstream writes these always: they have no `omitempty`.
-const REQUIRED: [Field; 6] = [Field::Level, Field::AuditId, Field::Stage, Field::RequestUri, Field::Verb, Field::User];
-
-/// Which fields of an object there have been.
-#[derive(Default)]
-struct Seen(u32);
-
-impl Seen {
-    /// Notes a field by its number, below 32; an error if it was there before.
-    fn note(&mut self, field: u32, reader: &Reader<'_>) -> Result<(), Unexpected> {
-        if self.has(field) {
-            return Err(reader.unexpected());
-        }
-        self.0 |= 1 << field;
-        Ok(())
+impl Parts<'_> {
+    /// Reads the value of the member whose name was read last, and notes it as a part.
+    fn member<'a, T>(
+        &mut self,
+        part: Part,
+        reader: &mut Reader<'a>,
+        read: impl FnOnce(&mut Reader<'a>) -> Result<T, Unexpected>,
+    ) -> Result<T, Unexpected> {
+        let start = reader.start_of_member();
+        let value = read(reader)?;
+        self.note(part, start..reader.start_of_token());
+        Ok(value)
     }
 
-    fn has(&self, field: u32) -> bool {
-        self.0 & (1 << field) != 0
+    fn note(&mut self, part: Part, Range { start, end }: Range<usize>) {
+        self.placed.push(PlacedPart { part, bytes: start - self.start..end - self.start });
     }
 }
 
@@ -251,124 +296,122 @@ impl<'a> Event<'a> {
     /// If it is none. This one is some of both then.
     pub fn replace(&mut self, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
         self.clear();
-        let (mut seen, line_breaks) = (Seen::default(), reader.line_breaks());
-        reader.object(|reader, name| {
-            let Some(field) = Field::named(&name) else {
-                self.unknown_fields.push(name);
-                return reader.skip();
-            };
-            seen.note(field as u32, reader)?;
-            self.read_field(field, reader)
+        let line_breaks = reader.line_breaks();
+        let mut placed = std::mem::take(&mut self.parts);
+        let mut parts = Parts { placed: &mut placed, start: reader.start_of_token() };
+        let seen = reader.fields(&FIELDS, |reader, field| match field {
+            Some(field) => self.read_field(field, reader, &mut parts),
+            None => parts.member(Part::Unknown, reader, Reader::skip),
         })?;
+        self.parts = placed;
         self.has_line_breaks = reader.line_breaks() > line_breaks;
-        if REQUIRED.into_iter().all(|field| seen.has(field as u32)) { Ok(()) } else { Err(reader.unexpected()) }
+        if seen & REQUIRED == REQUIRED { Ok(()) } else { Err(reader.unexpected()) }
     }
 
     /// Makes it the default, but keeps the room that its lists have.
     fn clear(&mut self) {
-        let mut kept = (
-            std::mem::take(&mut self.source_ips),
-            std::mem::take(&mut self.user.groups),
-            std::mem::take(&mut self.annotations),
-        );
-        // Of one that had far more than others nothing is left.
-        kept.0.clear();
-        kept.0.shrink_to(KEPT_ITEMS);
-        kept.1.clear();
-        kept.1.shrink_to(KEPT_ITEMS);
-        kept.2.clear();
-        kept.2.shrink_to(KEPT_ITEMS);
-        *self = Self::default();
-        (self.source_ips, self.user.groups, self.annotations) = kept;
+        let source_ips = emptied(&mut self.source_ips);
+        let groups = emptied(&mut self.user.groups);
+        let parts = emptied(&mut self.parts);
+        *self = Self { source_ips, parts, user: User { groups, ..User::default() }, ..Self::default() };
     }
 
-    fn read_field(&mut self, field: Field, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
+    fn read_field(&mut self, field: Field, reader: &mut Reader<'a>, parts: &mut Parts<'_>) -> Result<(), Unexpected> {
         match field {
             Field::Level => self.level = reader.string()?,
             Field::AuditId => self.audit_id = reader.string()?,
             Field::Stage => self.stage = reader.string()?,
-            Field::RequestUri => self.request_uri = reader.string()?,
+            Field::RequestUri => {
+                let start = reader.start_of_token();
+                self.request_uri = reader.string()?;
+                parts.note(Part::RequestUri, start..reader.start_of_token());
+            }
             Field::Verb => self.verb = reader.string()?,
-            Field::User => self.user.read(reader)?,
+            Field::User => self.user.read(reader, parts, [Part::UserUid, Part::UserExtra])?,
             Field::ImpersonatedUser => {
                 self.impersonated_user = reader.optional(|reader| {
                     let mut user = User::default();
-                    user.read(reader).map(|()| user)
+                    user.read(reader, parts, [Part::ImpersonatedUserUid, Part::ImpersonatedUserExtra])?;
+                    Ok(user)
                 })?;
             }
-            Field::SourceIps => read_texts(&mut self.source_ips, reader)?,
-            Field::UserAgent => self.user_agent = reader.optional(Reader::string)?,
-            Field::ObjectRef => self.object_ref = reader.optional(ObjectReference::read)?,
-            Field::ResponseStatus => self.response_status = reader.optional(ResponseStatus::read)?,
-            Field::RequestObject => self.has_request_object = reader.optional(Reader::skip)?.is_some(),
-            Field::ResponseObject => self.has_response_object = reader.optional(Reader::skip)?.is_some(),
-            Field::RequestReceivedTimestamp => self.request_received_timestamp = reader.optional(Reader::string)?,
-            Field::StageTimestamp => self.stage_timestamp = reader.optional(Reader::string)?,
-            Field::Annotations => drop(reader.optional(|reader| self.read_annotations(reader))?),
-            Field::Kind | Field::ApiVersion | Field::Metadata => {
-                self.carries_object_fields = true;
-                reader.skip()?;
+            Field::SourceIps => {
+                parts.member(Part::SourceIps, reader, |reader| read_texts(&mut self.source_ips, reader))?;
             }
+            Field::UserAgent => self.user_agent = reader.optional(Reader::string)?,
+            Field::ObjectRef => {
+                self.object_ref = reader.optional(|reader| ObjectReference::read(reader, parts))?;
+            }
+            Field::ResponseStatus => {
+                self.response_code = reader.optional(|reader| read_response_status(reader, parts))?.flatten();
+            }
+            Field::RequestObject => parts.member(Part::RequestObject, reader, Reader::skip)?,
+            Field::ResponseObject => parts.member(Part::ResponseObject, reader, Reader::skip)?,
+            Field::RequestReceivedTimestamp => skip_optional_string(reader)?,
+            Field::StageTimestamp => self.stage_timestamp = reader.optional(Reader::string)?,
+            Field::Annotations => drop(reader.optional(|reader| self.read_annotations(reader, parts))?),
+            Field::Object => parts.member(Part::ObjectField, reader, Reader::skip)?,
         }
         Ok(())
     }
 
-    fn read_annotations(&mut self, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
-        reader.object(|reader, name| {
-            if READ_ANNOTATIONS.contains(&&*name) {
-                self.annotations.push((name, reader.string()?));
-                return Ok(());
+    fn read_annotations(&mut self, reader: &mut Reader<'a>, parts: &mut Parts<'_>) -> Result<(), Unexpected> {
+        reader.fields(&PLAIN_ANNOTATIONS, |reader, annotation| match annotation {
+            Some(PlainAnnotation::Decision) => {
+                self.decision = Some(reader.string()?);
+                Ok(())
             }
-            self.has_other_annotations = true;
-            reader.skip_string()
-        })
+            Some(PlainAnnotation::Other) => reader.skip_string(),
+            None => parts.member(Part::Annotation, reader, Reader::skip_string),
+        })?;
+        Ok(())
     }
 }
 
+/// An empty list with the room of this one, or with little if that is far more than others need.
+fn emptied<T>(list: &mut Vec<T>) -> Vec<T> {
+    let mut emptied = std::mem::take(list);
+    emptied.clear();
+    emptied.shrink_to(KEPT_ITEMS);
+    emptied
+}
+
 impl<'a> User<'a> {
-    fn read(&mut self, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
-        let mut seen = Seen::default();
-        reader.object(|reader, name| {
-            match &*name {
-                "username" => {
-                    seen.note(0, reader)?;
-                    self.username = reader.string()?;
-                }
-                "uid" => {
-                    seen.note(1, reader)?;
-                    self.uid = reader.optional(Reader::string)?;
-                }
-                "groups" => {
-                    seen.note(2, reader)?;
-                    read_texts(&mut self.groups, reader)?;
-                }
-                "extra" => {
-                    seen.note(3, reader)?;
-                    self.has_extra = reader.optional(Reader::skip)?.is_some();
-                }
-                _ => reader.skip()?,
+    fn read(
+        &mut self,
+        reader: &mut Reader<'a>,
+        parts: &mut Parts<'_>,
+        [uid, extra]: [Part; 2],
+    ) -> Result<(), Unexpected> {
+        reader.fields(&USER_FIELDS, |reader, field| {
+            match field {
+                Some(UserField::Username) => self.username = reader.string()?,
+                Some(UserField::Uid) => parts.member(uid, reader, skip_optional_string)?,
+                Some(UserField::Groups) => read_texts(&mut self.groups, reader)?,
+                Some(UserField::Extra) => parts.member(extra, reader, Reader::skip)?,
+                None => parts.member(Part::UnknownNested, reader, Reader::skip)?,
             }
             Ok(())
-        })
+        })?;
+        Ok(())
     }
 }
 
 impl<'a> ObjectReference<'a> {
-    fn read(reader: &mut Reader<'a>) -> Result<Self, Unexpected> {
-        let (mut reference, mut seen) = (Self::default(), Seen::default());
-        reader.object(|reader, name| {
-            let (number, field) = match &*name {
-                "resource" => (0, &mut reference.resource),
-                "namespace" => (1, &mut reference.namespace),
-                "name" => (2, &mut reference.name),
-                "uid" => (3, &mut reference.uid),
-                "apiGroup" => (4, &mut reference.api_group),
-                "apiVersion" => (5, &mut reference.api_version),
-                "resourceVersion" => (6, &mut reference.resource_version),
-                "subresource" => (7, &mut reference.subresource),
-                _ => return reader.skip(),
+    fn read(reader: &mut Reader<'a>, parts: &mut Parts<'_>) -> Result<Self, Unexpected> {
+        let mut reference = Self::default();
+        reader.fields(&REFERENCE_FIELDS, |reader, field| {
+            let field = match field {
+                Some(ReferenceField::Resource) => &mut reference.resource,
+                Some(ReferenceField::Namespace) => &mut reference.namespace,
+                Some(ReferenceField::Name) => &mut reference.name,
+                Some(ReferenceField::Uid) => &mut reference.uid,
+                Some(ReferenceField::ApiGroup) => &mut reference.api_group,
+                Some(ReferenceField::ApiVersion) => &mut reference.api_version,
+                Some(ReferenceField::ResourceVersion) => return skip_optional_string(reader),
+                Some(ReferenceField::Subresource) => &mut reference.subresource,
+                None => return parts.member(Part::UnknownNested, reader, Reader::skip),
             };
-            seen.note(number, reader)?;
             *field = reader.optional(Reader::string)?;
             Ok(())
         })?;
@@ -376,42 +419,40 @@ impl<'a> ObjectReference<'a> {
     }
 }
 
-impl<'a> ResponseStatus<'a> {
-    fn read(reader: &mut Reader<'a>) -> Result<Self, Unexpected> {
-        let (mut status, mut seen) = (Self::default(), Seen::default());
-        reader.object(|reader, name| {
-            match &*name {
-                "status" => {
-                    seen.note(0, reader)?;
-                    status.status = reader.optional(Reader::string)?;
-                }
-                "reason" => {
-                    seen.note(1, reader)?;
-                    status.reason = reader.optional(Reader::string)?;
-                }
-                "code" => {
-                    seen.note(2, reader)?;
-                    status.code = reader.optional(Reader::integer)?;
-                }
-                "message" => {
-                    seen.note(3, reader)?;
-                    status.has_message = reader.optional(Reader::skip_string)?.is_some();
-                }
-                "details" => {
-                    seen.note(4, reader)?;
-                    status.has_details = reader.optional(Reader::skip)?.is_some();
-                }
-                // `metadata`, which is empty.
-                _ => reader.skip()?,
-            }
-            Ok(())
-        })?;
-        Ok(status)
+/// Reads the parts of a `meta/v1` `Status` that occur in audit events; of interest is the code.
+fn read_response_status(reader: &mut Reader<'_>, parts: &mut Parts<'_>) -> Result<Option<i32>, Unexpected> {
+    let mut code = None;
+    reader.fields(&STATUS_FIELDS, |reader, field| {
+        match field {
+            Some(StatusField::Metadata) => read_empty_metadata(reader, parts)?,
+            Some(StatusField::Status | StatusField::Reason) => skip_optional_string(reader)?,
+            Some(StatusField::Message) => parts.member(Part::ResponseMessage, reader, skip_optional_string)?,
+            Some(StatusField::Details) => parts.member(Part::ResponseDetails, reader, Reader::skip)?,
+            Some(StatusField::Code) => code = reader.optional(Reader::integer)?,
+            None => parts.member(Part::UnknownNested, reader, Reader::skip)?,
+        }
+        Ok(())
+    })?;
+    Ok(code)
+}
+
+/// Reads past an object that is always there and empty, and is a part if it is not.
+fn read_empty_metadata(reader: &mut Reader<'_>, parts: &mut Parts<'_>) -> Result<(), Unexpected> {
+    let (member, value) = (reader.start_of_member(), reader.start_of_token());
+    reader.skip()?;
+    if reader.read_since(value) != "{}" {
+        parts.note(Part::UnknownNested, member..reader.start_of_token());
     }
+    Ok(())
+}
+
+/// Reads past a string or `null`.
+fn skip_optional_string(reader: &mut Reader<'_>) -> Result<(), Unexpected> {
+    reader.optional(Reader::skip_string).map(drop)
 }
 
 /// Reads a list of strings, or `null`, into one that is empty.
-fn read_texts<'a>(texts: &mut Vec<Text<'a>>, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
+fn read_texts<'a>(texts: &mut Vec<Cow<'a, str>>, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
     let read = |reader: &mut Reader<'a>| {
         reader.list(|reader| {
             texts.push(reader.string()?);
@@ -428,22 +469,34 @@ mod tests {
     const MINIMAL: &str =
         r#""level":"Metadata","auditID":"a","stage":"ResponseComplete","requestURI":"/x","verb":"get","user":{}"#;
 
-    fn parse(extra: &str) -> Result<Event<'static>, Unexpected> {
+    fn text(extra: &str) -> &'static str {
         // Tests only: the text must outlive the event that borrows from it.
-        let text: &'static str = Box::leak(format!("{{{MINIMAL}{extra}}}").into_boxed_str());
-        Event::parse(text)
+        Box::leak(format!("{{{MINIMAL}{extra}}}").into_boxed_str())
+    }
+
+    fn parse(extra: &str) -> Result<Event<'static>, Unexpected> {
+        Event::parse(text(extra))
+    }
+
+    /// The parts of a minimal event with more members, but for the URI.
+    fn parts(extra: &str) -> Vec<(Part, &'static str)> {
+        let text = text(extra);
+        let parts = Event::parse(text).unwrap().parts;
+        let parts: Vec<_> = parts.into_iter().map(|placed| (placed.part, &text[placed.bytes])).collect();
+        assert_eq!(parts[0], (Part::RequestUri, r#""/x""#));
+        parts[1..].to_vec()
     }
 
     #[test]
     fn null_is_absence() {
         let event = parse(
             r#","impersonatedUser":null,"sourceIPs":null,"userAgent":null,"objectRef":null,"annotations":null,
-               "responseStatus":{"metadata":{},"code":null},"requestObject":null"#,
+               "responseStatus":{"metadata":{},"code":null,"message":null},"requestObject":null"#,
         )
         .unwrap();
         assert!(event.source_ips.is_empty());
         assert!(event.object_ref.is_none());
-        assert!(!event.has_request_object);
+        assert_eq!(event.response_code, None);
     }
 
     #[test]
@@ -454,28 +507,47 @@ mod tests {
         let nested = [
             r#","objectRef":{"namespace":"a","n\u0061mespace":"b"}"#,
             r#","objectRef":{"namespace":null,"namespace":"b"}"#,
+            r#","objectRef":{"resourceVersion":"1","resourceVersion":"1"}"#,
             r#","impersonatedUser":{"username":"a","username":"a"}"#,
             r#","impersonatedUser":{"groups":[],"groups":[]}"#,
             r#","responseStatus":{"code":200,"code":403}"#,
+            r#","responseStatus":{"metadata":{},"metadata":{}}"#,
+            r#","annotations":{"k8s.io/deprecated":"true","k8s.io/deprecat\u0065d":"true"}"#,
         ];
         for twice in nested {
             assert!(parse(twice).is_err(), "{twice}");
         }
     }
 
+    /// What is no part is shown as it stands, so it has to be what it is said to be.
     #[test]
     fn a_missing_or_mistyped_field_is_refused() {
         assert!(Event::parse("{}").is_err());
-        assert!(parse(r#","stageTimestamp":7"#).is_err());
-        assert!(parse(r#","objectRef":"pods""#).is_err());
+        let mistyped = [
+            r#","stageTimestamp":7"#,
+            r#","requestReceivedTimestamp":{"a":"b"}"#,
+            r#","userAgent":["a"]"#,
+            r#","objectRef":"pods""#,
+            r#","objectRef":{"resourceVersion":7}"#,
+            r#","responseStatus":{"status":{}}"#,
+            r#","responseStatus":{"reason":["a"]}"#,
+            r#","responseStatus":{"code":"200"}"#,
+            r#","impersonatedUser":{"groups":[{}]}"#,
+            r#","impersonatedUser":{"groups":{}}"#,
+        ];
+        for mistyped in mistyped {
+            assert!(parse(mistyped).is_err(), "{mistyped}");
+        }
     }
 
     #[test]
-    fn annotations_are_strings_and_few_are_read() {
-        let event = parse(r#","annotations":{"a":"\"","authorization.k8s.io/decision":"all\u006fw"}"#).unwrap();
-        assert_eq!(event.annotations, [(Text::from("authorization.k8s.io/decision"), Text::from("allow"))]);
-        assert!(event.has_other_annotations);
-        assert!(!parse(r#","annotations":{"k8s.io/deprecated":"true"}"#).unwrap().has_other_annotations);
+    fn annotations_are_strings_and_the_plain_ones_are_no_parts() {
+        let annotations = r#","annotations":{"a":"\"","authorization.k8s.io/decision":"all\u006fw","b":""}"#;
+        assert_eq!(parse(annotations).unwrap().decision.as_deref(), Some("allow"));
+        assert_eq!(parts(annotations), [(Part::Annotation, r#""a":"\"""#), (Part::Annotation, r#","b":"""#)]);
+        for plain in [DECISION_ANNOTATION, TRUNCATED_ANNOTATION, "k8s.io/deprecated", "k8s.io/removed-release"] {
+            assert_eq!(parts(&format!(r#","annotations":{{"{plain}":"x"}}"#)), []);
+        }
         for other in ["7", "null", "{}", r#"[""]"#] {
             assert!(parse(&format!(r#","annotations":{{"a":{other}}}"#)).is_err(), "{other}");
             assert!(parse(&format!(r#","annotations":{{"k8s.io/deprecated":{other}}}"#)).is_err(), "{other}");
@@ -485,15 +557,61 @@ mod tests {
     #[test]
     fn strings_borrow_unless_escaped() {
         let event = parse(r#","userAgent":"kube\u0063tl","stageTimestamp":"t""#).unwrap();
-        assert_eq!(&*event.user_agent.unwrap(), "kubectl");
-        assert!(matches!(event.stage_timestamp, Some(Text(Cow::Borrowed("t")))));
+        assert_eq!(event.user_agent.unwrap(), "kubectl");
+        assert!(matches!(event.stage_timestamp, Some(Cow::Borrowed("t"))));
     }
 
     #[test]
-    fn unknown_fields_are_named_and_object_fields_noticed() {
-        let event = parse(r#","authenticationMetadata":{"a":1},"metadata":{}"#).unwrap();
-        assert_eq!(event.unknown_fields, [Text::from("authenticationMetadata")]);
-        assert!(event.carries_object_fields);
-        assert!(!parse("").unwrap().carries_object_fields);
+    fn parts_are_placed_with_the_comma_before_them() {
+        let user =
+            |name: &str| format!(r#","{name}":{{"uid":"u" , "username":"n","extra":{{"k":["v"]}} , "later":1}}"#);
+        assert_eq!(
+            parts(&user("impersonatedUser")),
+            [
+                (Part::ImpersonatedUserUid, r#""uid":"u" "#),
+                (Part::ImpersonatedUserExtra, r#","extra":{"k":["v"]} "#),
+                (Part::UnknownNested, r#", "later":1"#)
+            ]
+        );
+        let all = concat!(
+            r#","sourceIPs":["a"],"objectRef":{"later":1},"responseStatus":{"metadata":{},"message":"m","details":{},"later":1}"#,
+            r#","requestObject":1,"responseObject":{},"authenticationMetadata":{"a":1},"kind":"Event","metadata":{"name":"x"}"#
+        );
+        let expected = [
+            (Part::SourceIps, r#","sourceIPs":["a"]"#),
+            (Part::UnknownNested, r#""later":1"#),
+            (Part::ResponseMessage, r#","message":"m""#),
+            (Part::ResponseDetails, r#","details":{}"#),
+            (Part::UnknownNested, r#","later":1"#),
+            (Part::RequestObject, r#","requestObject":1"#),
+            (Part::ResponseObject, r#","responseObject":{}"#),
+            (Part::Unknown, r#","authenticationMetadata":{"a":1}"#),
+            (Part::ObjectField, r#","kind":"Event""#),
+            (Part::ObjectField, r#","metadata":{"name":"x"}"#),
+        ];
+        assert_eq!(parts(all), expected);
+        assert_eq!(
+            parts(r#","responseStatus":{"metadata":{"a":1}}"#),
+            [(Part::UnknownNested, r#""metadata":{"a":1}"#)]
+        );
+        let first =
+            Event::parse(r#"{"uid":1,"level":"","auditID":"","stage":"","requestURI":"","verb":"","user":{"uid":""}}"#);
+        let first = first.unwrap().parts;
+        assert_eq!(first[0], PlacedPart { part: Part::Unknown, bytes: 1..8 });
+        assert_eq!(first[2].part, Part::UserUid);
+    }
+
+    #[test]
+    fn places_are_counted_from_the_event() {
+        let text = format!("[ 7,\n {{{MINIMAL},\"x\":1}} ]");
+        let (mut reader, mut event) = (Reader::new(&text), Event::default());
+        let mut items = 0;
+        let list = reader.list(|reader| {
+            items += 1;
+            if items == 1 { reader.skip() } else { event.replace(reader) }
+        });
+        list.unwrap();
+        let own = &text[text.find('{').unwrap()..];
+        assert_eq!(&own[event.parts[1].bytes.clone()], ",\"x\":1");
     }
 }

@@ -3,15 +3,17 @@
 //! Ingest spends most of its time here. What is skipped nests no calls, so no depth can end the process. Whatever is accepted is
 //! JSON (RFC 8259), but for the halves of surrogate pairs in strings that nobody wants.
 
-use wide::u8x64;
+use std::borrow::Cow;
 
-use crate::audit::Text;
+use wide::{u8x32, u8x64};
 
 /// A place in a text.
 #[derive(Debug)]
 pub struct Reader<'a> {
     text: &'a str,
     at: usize,
+    /// Where the member begins whose name was read last.
+    member: usize,
     /// How the objects and lists end that the place is in while a value is skipped, the innermost last. At most one for each byte of
     /// the text; if that is JSON, for every second.
     closing: Vec<u8>,
@@ -27,18 +29,35 @@ pub struct Unexpected {
     pub near_byte: usize,
 }
 
+/// The name of an object's member, and what stands for it.
+#[derive(Debug)]
+pub struct Known<F> {
+    /// The name.
+    name: &'static str,
+    /// How it is mostly written: `"name":`, and zeros.
+    written: [u8; Known::<()>::BYTES],
+    /// Which of those bytes are not zero: a bit for each, the lowest for the first.
+    mask: u32,
+    field: F,
+}
+
 type Result<T> = std::result::Result<T, Unexpected>;
 
 impl<'a> Reader<'a> {
     /// A reader at the beginning of a text.
     pub fn new(text: &'a str) -> Self {
-        Self { text, at: 0, closing: Vec::new(), block: Block::of(text.as_bytes(), 0), line_breaks: 0 }
+        Self { text, at: 0, member: 0, closing: Vec::new(), block: Block::of(text.as_bytes(), 0), line_breaks: 0 }
     }
 
-    /// Where the next value begins.
-    pub fn start_of_value(&mut self) -> usize {
+    /// Where the value, the comma or the closing bracket begins that comes next.
+    pub fn start_of_token(&mut self) -> usize {
         self.skip_whitespace();
         self.at
+    }
+
+    /// Where the member begins whose name was read last: with the comma before it, or behind its object's brace.
+    pub fn start_of_member(&self) -> usize {
+        self.member
     }
 
     /// Goes back to a place that it has been at.
@@ -55,8 +74,9 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// If it is none, or `member` says so.
-    pub fn object(&mut self, mut member: impl FnMut(&mut Self, Text<'a>) -> Result<()>) -> Result<()> {
+    pub fn object(&mut self, mut member: impl FnMut(&mut Self, Cow<'a, str>) -> Result<()>) -> Result<()> {
         self.expect(b'{')?;
+        self.member = self.at;
         if self.take(b'}') {
             return Ok(());
         }
@@ -64,10 +84,64 @@ impl<'a> Reader<'a> {
             let key = self.string()?;
             self.expect(b':')?;
             member(self, key)?;
+            let comma = self.start_of_token();
             if !self.take(b',') {
                 return self.expect(b'}');
             }
+            self.member = comma;
         }
+    }
+
+    /// Reads an object whose members have names that are known: `known` are those, mostly in the order
+    /// in which they come. `member` is called for each member, with `None` for one whose name is not known, and has to read the value.
+    /// Returns which of the known ones there have been: a bit for each, the lowest for the first.
+    ///
+    /// # Errors
+    /// If it is none, if a known name is there twice, or `member` says so.
+    pub fn fields<F: Copy>(
+        &mut self,
+        known: &[Known<F>],
+        mut member: impl FnMut(&mut Self, Option<F>) -> Result<()>,
+    ) -> Result<u32> {
+        self.expect(b'{')?;
+        self.member = self.at;
+        let (mut seen, mut expected) = (0, 0);
+        if self.take(b'}') {
+            return Ok(seen);
+        }
+        loop {
+            match self.known_name(known, expected)? {
+                None => member(self, None)?,
+                Some(number) if seen & (1 << number) != 0 => return Err(self.unexpected()),
+                Some(number) => {
+                    seen |= 1 << number;
+                    expected = number + 1;
+                    member(self, Some(known[number].field))?;
+                }
+            }
+            let comma = self.start_of_token();
+            if !self.take(b',') {
+                return self.expect(b'}').map(|()| seen);
+            }
+            self.member = comma;
+        }
+    }
+
+    /// Reads a name and its colon, and says which of those that are known it is.
+    #[inline]
+    fn known_name<F>(&mut self, known: &[Known<F>], expected: usize) -> Result<Option<usize>> {
+        self.skip_whitespace();
+        // What mostly comes is only compared.
+        if let Some(known) = known.get(expected)
+            && let Some(text) = self.text.as_bytes()[self.at..].first_chunk()
+            && known.begins(text)
+        {
+            self.at += known.name.len() + QUOTES_AND_COLON;
+            return Ok(Some(expected));
+        }
+        let name = self.string()?;
+        self.expect(b':')?;
+        Ok(known.iter().position(|known| known.name == name))
     }
 
     /// Reads a list. `item` is called before each of its items, and has to read it.
@@ -91,21 +165,22 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// If it is none.
-    pub fn string(&mut self) -> Result<Text<'a>> {
+    #[inline(always)]
+    pub fn string(&mut self) -> Result<Cow<'a, str>> {
         self.skip_whitespace();
         match self.plain_string() {
-            Some(text) => Ok(Text::plain(text)),
+            Some(text) => Ok(Cow::Borrowed(text)),
             None => self.escaped_string(),
         }
     }
 
     // Out of line, as `look_at` is: what every string takes is to be short.
     #[inline(never)]
-    fn escaped_string(&mut self) -> Result<Text<'a>> {
+    fn escaped_string(&mut self) -> Result<Cow<'a, str>> {
         let start = self.at;
         self.skip_string()?;
         let escaped = &self.text[start + 1..self.at - 1];
-        decoded(escaped).map(Text::from).ok_or(self.unexpected())
+        decoded(escaped).map(Cow::Owned).ok_or(self.unexpected())
     }
 
     /// Reads past a string.
@@ -257,7 +332,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// If it is none, or too large.
     pub fn integer(&mut self) -> Result<i32> {
-        let start = self.start_of_value();
+        let start = self.start_of_token();
         self.skip_number()?;
         self.read_since(start).parse().map_err(|_| self.unexpected())
     }
@@ -337,14 +412,48 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// What a name has around it.
+const QUOTES_AND_COLON: usize = 3;
+
+impl<F> Known<F> {
+    const BYTES: usize = 32;
+
+    /// Of a name that needs no escapes.
+    ///
+    /// # Panics
+    /// If the name is longer than 29 bytes. Meant for constants.
+    pub const fn new(name: &'static str, field: F) -> Self {
+        let (bytes, mut written, mut at) = (name.as_bytes(), [0; Known::<()>::BYTES], 0);
+        written[0] = b'"';
+        while at < bytes.len() {
+            written[at + 1] = bytes[at];
+            at += 1;
+        }
+        written[at + 1] = b'"';
+        written[at + 2] = b':';
+        Self { name, written, mask: u32::MAX >> (Known::<()>::BYTES - bytes.len() - QUOTES_AND_COLON), field }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether a text begins with the name as it is mostly written. All bytes are compared at once.
+    #[inline]
+    fn begins(&self, text: &[u8; Known::<()>::BYTES]) -> bool {
+        u8x32::new(*text).simd_eq(u8x32::new(self.written)).to_bitmask() & self.mask == self.mask
+    }
+}
+
 /// The members of an object: their names, and their values as they are written.
 ///
 /// # Errors
 /// If the text is none.
-pub fn members(text: &str) -> Result<Vec<(Text<'_>, &str)>> {
+pub fn members(text: &str) -> Result<Vec<(Cow<'_, str>, &str)>> {
     let (mut reader, mut members) = (Reader::new(text), Vec::new());
     reader.object(|reader, name| {
-        let start = reader.start_of_value();
+        let start = reader.start_of_token();
         reader.skip()?;
         members.push((name, reader.read_since(start)));
         Ok(())
@@ -422,7 +531,7 @@ mod tests {
     /// Reads a whole text as one value, whatever it is, by the reader's own means.
     fn read(text: &str) -> Result<()> {
         fn value(reader: &mut Reader<'_>) -> Result<()> {
-            let start = reader.start_of_value();
+            let start = reader.start_of_token();
             match reader.text.as_bytes().get(start) {
                 Some(b'{') => reader.object(|reader, _| value(reader)),
                 Some(b'[') => reader.list(value),

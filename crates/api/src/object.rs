@@ -25,7 +25,7 @@ pub struct ObjectMeta<'a> {
     pub namespace: Option<&'a str>,
     /// `resourceVersion`, and what `name` is made from.
     pub sequence: Sequence,
-    /// The stage's time in whole seconds, RFC 3339 and so without anything to escape.
+    /// The stage's time in whole seconds, RFC 3339 without the `Z`, and so without anything to escape.
     pub creation_timestamp: Option<&'a str>,
     /// Comma-separated names of withheld fields.
     pub withheld: Option<&'a str>,
@@ -52,8 +52,14 @@ impl fmt::Display for Name {
     }
 }
 
-/// Appends one ADDED frame. `fields` are the event's own, without braces, `kind`, `apiVersion` and `metadata`.
-pub fn write_added(out: &mut Vec<u8>, resource: Resource, version: Version, meta: ObjectMeta<'_>, fields: &[u8]) {
+/// Appends one ADDED frame. `fields` appends the event's own, without braces, `kind`, `apiVersion` and `metadata`.
+pub fn write_added(
+    out: &mut Vec<u8>,
+    resource: Resource,
+    version: Version,
+    meta: ObjectMeta<'_>,
+    fields: impl FnOnce(&mut Vec<u8>),
+) {
     write_all(
         out,
         [r#"{"type":"ADDED","object":{"kind":""#, resource.kind(), r#"","apiVersion":""#, GROUP, "/", version.as_str()],
@@ -61,7 +67,7 @@ pub fn write_added(out: &mut Vec<u8>, resource: Resource, version: Version, meta
     out.extend_from_slice(br#"","metadata":"#);
     write_meta(out, meta);
     out.push(b',');
-    out.extend_from_slice(fields);
+    fields(out);
     out.extend_from_slice(b"}}\n");
 }
 
@@ -76,7 +82,7 @@ fn write_meta(out: &mut Vec<u8>, meta: ObjectMeta<'_>) {
     }
     write_all(out, [r#""resourceVersion":""#, sequence, r#"""#]);
     if let Some(timestamp) = creation_timestamp {
-        write_all(out, [r#","creationTimestamp":""#, timestamp, r#"""#]);
+        write_all(out, [r#","creationTimestamp":""#, timestamp, r#"Z""#]);
     }
     if withheld.is_some() || gap.is_some() {
         out.extend_from_slice(b",\"annotations\":{");
@@ -186,14 +192,14 @@ mod tests {
     const META: ObjectMeta<'_> = ObjectMeta {
         namespace: None,
         sequence: Sequence::new(7),
-        creation_timestamp: Some("2026-11-20T15:00:00Z"),
+        creation_timestamp: Some("2026-11-20T15:00:00"),
         withheld: None,
         gap: None,
     };
 
     fn added(resource: Resource, meta: ObjectMeta<'_>) -> String {
         let mut out = Vec::new();
-        write_added(&mut out, resource, Version::V1, meta, br#""level":"Metadata""#);
+        write_added(&mut out, resource, Version::V1, meta, |out| out.extend_from_slice(br#""level":"Metadata""#));
         String::from_utf8(out).unwrap()
     }
 

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use audit_stream_api::audit::{Event, Text};
+use audit_stream_api::audit::Event;
 
 use crate::request_info::{RequestPath, ResourcePath, decoded, has_whole_escapes, is_label, split_uri};
 
@@ -88,8 +88,7 @@ pub fn attribute<'a>(event: &'a Event<'_>) -> Attribution<'a> {
 /// kube-apiserver has surely taken for one.
 #[must_use]
 pub fn creates_namespace(event: &Event<'_>) -> bool {
-    let code = event.response_status.as_ref().and_then(|status| status.code);
-    if &*event.stage != "ResponseComplete" || code != Some(201) {
+    if event.stage != "ResponseComplete" || event.response_code != Some(201) {
         return false;
     }
     let Ok(path) = decoded_path(&event.request_uri) else { return false };
@@ -145,7 +144,7 @@ fn decide<'a>(event: &'a Event<'_>) -> Result<Attribution<'a>, Dispute> {
     }
 }
 
-fn text<'a>(field: &'a Option<Text<'_>>) -> &'a str {
+fn text<'a>(field: &'a Option<Cow<'_, str>>) -> &'a str {
     field.as_deref().unwrap_or_default()
 }
 

@@ -36,7 +36,7 @@ use crate::metrics::{IngestMetrics, count};
 use crate::rejection::IngestRejection;
 use crate::wire::{self, Body};
 use announced::Announced;
-use batch::{Batch, BatchBuilder};
+use batch::{Batch, BatchBuilder, compact};
 use duplicates::Digests;
 use inflight::InFlight;
 use sources::{Source, Sources};
@@ -65,7 +65,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Of one batch. An ordinary one takes two and a half times its body; what would make it take more than four times the
+    /// Of one batch. An ordinary one takes one and a half times its body; what would make it take more than three times the
     /// largest body and some more is lost. No kube-apiserver sends such: it takes bodies made of nothing but tiny events, or
     /// of bytes that are no text.
     pub fn max_batch_bytes(&self) -> u64 {
@@ -74,7 +74,7 @@ impl Config {
 
     /// A batch that has as much takes no more events. One that had less took one more, of [`MAX_EVENT_BYTES`] at most.
     fn enough_batch_bytes(&self) -> u64 {
-        4 * self.max_body_bytes
+        3 * self.max_body_bytes
     }
 }
 
@@ -225,7 +225,7 @@ impl Ingest {
     /// What is in a body, which is neither remembered nor published; `None` if that is nothing for a reader to learn.
     pub fn batch(&self, body: &[u8]) -> Option<Batch> {
         let text = split::text(body);
-        let mut batch = BatchBuilder::with_capacity(text.len());
+        let mut batch = BatchBuilder::default();
         if let Err(error) = split(&text, |item| self.take(item, &mut batch)) {
             warn!(%error, body_bytes = body.len(), "a batch is malformed, none of it is delivered");
             self.metrics.malformed_batches.inc();
@@ -240,7 +240,7 @@ impl Ingest {
         Some(batch)
     }
 
-    fn take(&self, item: Item<'_, '_>, batch: &mut BatchBuilder) {
+    fn take<'a>(&self, item: Item<'_, 'a>, batch: &mut BatchBuilder<'a>) {
         match item {
             Item::Event(event, _) if batch.bytes() as u64 >= self.config.enough_batch_bytes() => {
                 count(&self.metrics.dropped_events, "oversize");
@@ -256,12 +256,12 @@ impl Ingest {
         }
     }
 
-    fn drop_malformed(&self, batch: &mut BatchBuilder) {
+    fn drop_malformed(&self, batch: &mut BatchBuilder<'_>) {
         count(&self.metrics.dropped_events, "malformed");
         batch.note_lost(GapReason::Malformed);
     }
 
-    fn append_event(&self, event: &Event<'_>, json: &str, batch: &mut BatchBuilder) {
+    fn append_event<'a>(&self, event: &Event<'_>, json: &'a str, batch: &mut BatchBuilder<'a>) {
         if self.is_own_review(event) {
             count(&self.metrics.dropped_events, "own_review");
             return;
@@ -275,6 +275,8 @@ impl Ingest {
             }
         };
         let stored = match Excess::of(json) {
+            // A pretty-printing sender's.
+            None if event.has_line_breaks => self.append_compact(json, namespace, batch),
             None => {
                 batch.push(event, json, namespace);
                 true
@@ -287,13 +289,32 @@ impl Ingest {
         }
     }
 
+    /// Whether the event is one without its line breaks too, as it should be.
+    fn append_compact(&self, json: &str, namespace: Option<&str>, batch: &mut BatchBuilder<'_>) -> bool {
+        let json = compact(json);
+        match Event::parse(&json) {
+            Ok(event) => batch.push_made(&event, &json, namespace),
+            Err(_) => {
+                self.drop_malformed(batch);
+                return false;
+            }
+        }
+        true
+    }
+
     /// Whether anything is left of the event that was too much.
-    fn append_truncated(&self, json: &str, excess: Excess, namespace: Option<&str>, batch: &mut BatchBuilder) -> bool {
-        let shorter = truncate(json);
+    fn append_truncated(
+        &self,
+        json: &str,
+        excess: Excess,
+        namespace: Option<&str>,
+        batch: &mut BatchBuilder<'_>,
+    ) -> bool {
+        let shorter = compact(&truncate(json));
         match (Event::parse(&shorter), Excess::of(&shorter)) {
             (Ok(event), None) => {
                 count(&self.metrics.truncated_events, excess.as_str());
-                batch.push(&event, &shorter, namespace);
+                batch.push_made(&event, &shorter, namespace);
             }
             (Ok(event), Some(Excess::Size)) => {
                 count(&self.metrics.dropped_events, "oversize");

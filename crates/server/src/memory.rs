@@ -5,7 +5,6 @@
 
 use tracing::info;
 
-use crate::ingest::batch::SEGMENT_BYTES;
 use crate::ingest::duplicates;
 use crate::listener;
 use crate::serve::Config;
@@ -37,9 +36,9 @@ pub fn bound(config: &Config) -> [Term; TERMS] {
     [
         // Bodies that are being received or read.
         term("in_flight", config.ingest.max_inflight_bytes),
-        // One at a time is made into a batch: as text, where it is none each byte becomes three, the segment that is being
-        // written, and the batch itself.
-        term("processing", 3 * body + SEGMENT_BYTES as u64 + batch),
+        // One at a time is made into a batch: as text, where it is none each byte becomes three, what of the batch is not in that,
+        // and the batch itself.
+        term("processing", 3 * body + 2 * batch),
         // The newest batch stays even if it alone is over the bound.
         term("retained", (config.retain.retain_bytes as u64).max(batch)),
         // What classes keep, what connections send and what readers pin who take nothing.

@@ -201,7 +201,7 @@ pub(crate) fn batch(events: &[(&str, Option<&str>)]) -> Batch {
         let json = format!(
             r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/x?a=secret","verb":"get","user":{{"username":"alice","uid":"u"}},"sourceIPs":["10.0.0.1"],"stageTimestamp":"2026-11-20T15:00:00.000000Z"}}"#
         );
-        builder.push(&Event::parse(&json).unwrap(), &json, *namespace);
+        builder.push_made(&Event::parse(&json).unwrap(), &json, *namespace);
     }
     builder.build()
 }

@@ -1,15 +1,14 @@
 //! Which fields of an event a reader of `namespacedevents` may see.
 //!
-//! An allow-list: what is not named here is hidden, fields that upstream adds later too. What a body, a message or a
-//! credential could carry is withheld from every reader; what was withheld from an event is named on it.
+//! An allow-list: what `api::audit` does not know by name is a part that is hidden, fields that upstream adds later too. What a
+//! body, a message or a credential could carry is withheld from every reader; what was withheld from an event is named on it.
 //! It does not decide who may read (`authz`) or which events (`attribution`).
 
+use std::borrow::Cow;
 use std::iter;
 
-use audit_stream_api::audit::{
-    DECISION_ANNOTATION, Event, ObjectReference, ResponseStatus, TRUNCATED_ANNOTATION, Text, User,
-};
-use audit_stream_api::object::{write_json, write_number};
+use audit_stream_api::audit::{Event, Part};
+use audit_stream_api::json::Reader;
 use audit_stream_api::selector::Field;
 use percent_encoding::{percent_decode, percent_decode_str};
 
@@ -24,10 +23,6 @@ const MASK: &str = "***";
 /// the event itself by three halves of this and a few empty fields at most. Who reads a URI by eye has long given up here:
 /// kubectl's own queries, command lines of `exec` included, are some hundred bytes.
 pub const MAX_QUERY_BYTES: usize = 4096;
-
-/// Annotations that name a decision and not a content. Each has to be read at all: `audit::READ_ANNOTATIONS`.
-const SHOWN_ANNOTATIONS: [&str; 4] =
-    [TRUNCATED_ANNOTATION, DECISION_ANNOTATION, "k8s.io/deprecated", "k8s.io/removed-release"];
 
 /// Whether a reader of `namespacedevents` may select on a field, which is whether it is shown.
 pub fn shows(field: Field) -> bool {
@@ -56,93 +51,55 @@ pub fn shows(field: Field) -> bool {
     }
 }
 
-/// Appends the fields that a reader of `namespacedevents` sees, as JSON members without braces. `request_uri` is the
-/// event's, masked by [`mask_uri`].
-pub fn write_shown(event: &Event<'_>, request_uri: &str, out: &mut Vec<u8>) {
-    let mut object = Object::new(out);
-    object.text(r#","level":"#, &event.level);
-    object.text(r#","auditID":"#, &event.audit_id);
-    object.text(r#","stage":"#, &event.stage);
-    object.str(r#","requestURI":"#, request_uri);
-    object.text(r#","verb":"#, &event.verb);
-    object.nested(r#","user":"#, |user| write_user(user, &event.user));
-    if let Some(impersonated) = &event.impersonated_user {
-        object.nested(r#","impersonatedUser":"#, |user| write_user(user, impersonated));
-    }
-    object.optional_text(r#","userAgent":"#, event.user_agent.as_ref());
-    if let Some(reference) = &event.object_ref {
-        object.nested(r#","objectRef":"#, |object| write_reference(object, reference));
-    }
-    if let Some(status) = &event.response_status {
-        object.nested(r#","responseStatus":"#, |object| write_status(object, status));
-    }
-    object.optional_text(r#","requestReceivedTimestamp":"#, event.request_received_timestamp.as_ref());
-    object.optional_text(r#","stageTimestamp":"#, event.stage_timestamp.as_ref());
-    let shown = event.annotations.iter().filter(|(key, _)| SHOWN_ANNOTATIONS.contains(&&**key));
-    if shown.clone().next().is_some() {
-        object.nested(r#","annotations":"#, |object| shown.for_each(|(key, value)| object.annotation(key, value)));
+/// Who a part of an event is withheld from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// Readers of `events` too.
+    Everybody,
+    /// Readers of `namespacedevents`.
+    NamespaceReaders,
+}
+
+/// Who does not get a part of this event. The URI is not left out but masked, where [`mask_uri`] finds something to mask.
+pub fn withheld_from(part: Part, event: &Event<'_>) -> Audience {
+    match part {
+        Part::ObjectField => Audience::Everybody,
+        Part::RequestObject | Part::ResponseObject if bodies_are_credentials(event) => Audience::Everybody,
+        Part::RequestUri
+        | Part::UserUid
+        | Part::UserExtra
+        | Part::ImpersonatedUserUid
+        | Part::ImpersonatedUserExtra
+        | Part::SourceIps
+        | Part::ResponseMessage
+        | Part::ResponseDetails
+        | Part::RequestObject
+        | Part::ResponseObject
+        | Part::Annotation
+        | Part::Unknown
+        | Part::UnknownNested => Audience::NamespaceReaders,
     }
 }
 
-fn write_user(object: &mut Object<'_>, user: &User<'_>) {
-    object.text(r#","username":"#, &user.username);
-    if !user.groups.is_empty() {
-        object.texts(r#","groups":"#, &user.groups);
-    }
-}
-
-fn write_reference(object: &mut Object<'_>, reference: &ObjectReference<'_>) {
-    object.optional_text(r#","resource":"#, reference.resource.as_ref());
-    object.optional_text(r#","namespace":"#, reference.namespace.as_ref());
-    object.optional_text(r#","name":"#, reference.name.as_ref());
-    object.optional_text(r#","uid":"#, reference.uid.as_ref());
-    object.optional_text(r#","apiGroup":"#, reference.api_group.as_ref());
-    object.optional_text(r#","apiVersion":"#, reference.api_version.as_ref());
-    object.optional_text(r#","resourceVersion":"#, reference.resource_version.as_ref());
-    object.optional_text(r#","subresource":"#, reference.subresource.as_ref());
-}
-
-fn write_status(object: &mut Object<'_>, status: &ResponseStatus<'_>) {
-    object.nested(r#","metadata":"#, |_| {});
-    object.optional_text(r#","status":"#, status.status.as_ref());
-    object.optional_text(r#","reason":"#, status.reason.as_ref());
-    if let Some(code) = status.code {
-        object.number(r#","code":"#, code);
-    }
-}
-
-/// Appends the names of the fields that [`write_shown`] leaves out of this event, separated by commas. Fields that are
-/// unknown inside a known one are left out without a name.
-pub fn write_withheld_names(event: &Event<'_>, request_uri: &str, out: &mut Vec<u8>) {
-    let user = |user: Option<&User<'_>>| {
-        (user.is_some_and(|user| user.uid.is_some()), user.is_some_and(|user| user.has_extra))
-    };
-    let (user_uid, user_extra) = user(Some(&event.user));
-    let (impersonated_uid, impersonated_extra) = user(event.impersonated_user.as_ref());
-    let status = event.response_status.as_ref();
-    let hides_annotations =
-        event.has_other_annotations || event.annotations.iter().any(|(key, _)| !SHOWN_ANNOTATIONS.contains(&&**key));
-    let known = [
-        ("requestURI", request_uri != &*event.request_uri),
-        ("user.uid", user_uid),
-        ("user.extra", user_extra),
-        ("impersonatedUser.uid", impersonated_uid),
-        ("impersonatedUser.extra", impersonated_extra),
-        ("sourceIPs", !event.source_ips.is_empty()),
-        ("responseStatus.message", status.is_some_and(|status| status.has_message)),
-        ("responseStatus.details", status.is_some_and(|status| status.has_details)),
-        ("requestObject", event.has_request_object),
-        ("responseObject", event.has_response_object),
-        ("annotations", hides_annotations),
-    ];
-    let known = known.iter().filter(|(_, present)| *present).map(|(name, _)| *name);
-    let start = out.len();
-    for name in known.chain(event.unknown_fields.iter().map(|name| &**name)) {
-        if out.len() > start {
-            out.push(b',');
-        }
-        out.extend_from_slice(name.as_bytes());
-    }
+/// By which name a part is said to have been withheld; `None` for those that are not mentioned. `member` are its bytes.
+pub fn withheld_name(part: Part, member: &str) -> Option<Cow<'_, str>> {
+    Some(Cow::Borrowed(match part {
+        // The object has its own.
+        Part::ObjectField => return None,
+        Part::RequestUri => "requestURI",
+        Part::UserUid => "user.uid",
+        Part::UserExtra => "user.extra",
+        Part::ImpersonatedUserUid => "impersonatedUser.uid",
+        Part::ImpersonatedUserExtra => "impersonatedUser.extra",
+        Part::SourceIps => "sourceIPs",
+        Part::ResponseMessage => "responseStatus.message",
+        Part::ResponseDetails => "responseStatus.details",
+        Part::RequestObject => "requestObject",
+        Part::ResponseObject => "responseObject",
+        Part::Annotation => "annotations",
+        Part::Unknown => return Reader::new(member.strip_prefix(',').unwrap_or(member)).string().ok(),
+        Part::UnknownNested => return None,
+    }))
 }
 
 /// A request URI without what a client may have carried in it; `None` where nothing had to be masked.
@@ -256,90 +213,32 @@ fn shows_parameter(key: &str) -> bool {
 
 /// Whether the event's bodies are live credentials: a token request's or a token review's. No reader gets those, readers
 /// of `events` neither.
-pub fn bodies_are_credentials(event: &Event<'_>) -> bool {
-    let Some(reference) = &event.object_ref else { return false };
-    let is = |field: &Option<Text<'_>>, value: &str| field.as_ref().is_some_and(|field| &**field == value);
-    is(&reference.subresource, "token") || is(&reference.resource, "tokenreviews")
-}
-
-/// Writes the members of one JSON object.
-///
-/// A key is given as it is written behind another member: with a comma, quotes, and a colon.
-struct Object<'a> {
-    out: &'a mut Vec<u8>,
-    any: bool,
-}
-
-impl<'a> Object<'a> {
-    fn new(out: &'a mut Vec<u8>) -> Self {
-        Self { out, any: false }
-    }
-
-    fn key(&mut self, key: &str) {
-        let written = if std::mem::replace(&mut self.any, true) { key } else { &key[1..] };
-        self.out.extend_from_slice(written.as_bytes());
-    }
-
-    fn annotation(&mut self, key: &Text<'_>, value: &Text<'_>) {
-        self.key(",");
-        key.write_json(self.out);
-        self.out.push(b':');
-        value.write_json(self.out);
-    }
-
-    fn text(&mut self, key: &str, value: &Text<'_>) {
-        self.key(key);
-        value.write_json(self.out);
-    }
-
-    fn str(&mut self, key: &str, value: &str) {
-        self.key(key);
-        write_json(self.out, value);
-    }
-
-    fn optional_text(&mut self, key: &str, value: Option<&Text<'_>>) {
-        if let Some(value) = value {
-            self.text(key, value);
-        }
-    }
-
-    fn texts(&mut self, key: &str, values: &[Text<'_>]) {
-        self.key(key);
-        for (index, value) in values.iter().enumerate() {
-            self.out.push(if index == 0 { b'[' } else { b',' });
-            value.write_json(self.out);
-        }
-        self.out.push(b']');
-    }
-
-    fn number(&mut self, key: &str, value: i32) {
-        self.key(key);
-        write_number(self.out, value);
-    }
-
-    fn nested(&mut self, key: &str, write: impl FnOnce(&mut Object<'_>)) {
-        self.key(key);
-        self.out.push(b'{');
-        write(&mut Object::new(self.out));
-        self.out.push(b'}');
-    }
+fn bodies_are_credentials(event: &Event<'_>) -> bool {
+    event.object_ref.as_ref().is_some_and(|reference| {
+        reference.subresource.as_deref() == Some("token") || reference.resource.as_deref() == Some("tokenreviews")
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use audit_stream_api::audit::READ_ANNOTATIONS;
+    use audit_stream_api::Resource;
 
     use super::*;
+    use crate::ingest::batch::{BatchBuilder, compact};
 
-    fn withhold(event: &str) -> (serde_json::Value, String) {
-        let event = Event::parse(event).unwrap();
-        let masked = mask_uri(&event.request_uri);
-        let uri = masked.as_deref().unwrap_or(&event.request_uri);
-        let (mut shown, mut names) = (b"{".to_vec(), Vec::new());
-        write_shown(&event, uri, &mut shown);
-        write_withheld_names(&event, uri, &mut names);
+    /// What a reader of the event's namespace sees, and what is said to be withheld.
+    fn withhold(json: &str) -> (serde_json::Value, String) {
+        let json = compact(json);
+        let event = Event::parse(&json).unwrap();
+        let mut builder = BatchBuilder::default();
+        builder.push(&event, &json, Some("shop"));
+        let batch = builder.build();
+        let stored = batch.event(0);
+        let mut shown = b"{".to_vec();
+        stored.write_fields(Resource::NamespacedEvents, &mut shown);
         shown.push(b'}');
-        (serde_json::from_slice(&shown).unwrap(), String::from_utf8(names).unwrap())
+        let names: Vec<_> = stored.withheld_names(Resource::NamespacedEvents).collect();
+        (serde_json::from_slice(&shown).unwrap(), names.join(","))
     }
 
     #[test]
@@ -435,10 +334,5 @@ mod tests {
         assert_eq!(mask_uri(&format!("/a?{}", query(MAX_QUERY_BYTES + 1))).as_deref(), Some("/a?***"));
         assert_eq!(mask_uri(&format!("/a?{}", "&".repeat(1 << 20))).as_deref(), Some("/a?***"), "unmasked or not");
         assert_eq!(mask_uri(&format!("/a/proxy/b?{}", "&".repeat(1 << 20))).as_deref(), Some("/a/proxy/***"));
-    }
-
-    #[test]
-    fn what_is_shown_is_read() {
-        assert!(SHOWN_ANNOTATIONS.iter().all(|shown| READ_ANNOTATIONS.contains(shown)));
     }
 }

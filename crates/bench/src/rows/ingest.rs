@@ -17,9 +17,9 @@ use crate::stand::{Stand, watch};
 const EVENTS: u64 = 400;
 /// Batches of a round.
 const BATCHES: u64 = 60;
-/// Batches of a megabyte each as they are retained, before the first round: one and a half times what there is room for. A server that has
+/// Batches of 0.65 MB each as they are retained, before the first round: one and a half times what there is room for. A server that has
 /// run for a minute lets an old batch go for each new one, and takes no more memory from the system.
-const WARMING: u64 = 96;
+const WARMING: u64 = 320;
 
 const PATH: &str = "/apis/audit.k8s.io/v1/namespaces/shop/namespacedevents?watch=true";
 const WATCHES: usize = 1_000;

@@ -1,52 +1,58 @@
 //! One accepted batch: what the bus stores and every watch class reads.
 //!
-//! The text of a batch lies in a few long pieces, and everything else is places in them: the events' own bytes, what
-//! `namespacedevents` shows of them, and the values that selectors compare. A value that the event's own bytes spell out
-//! is not stored twice.
+//! The text of a batch lies in one piece, and everything else is places in it: the events' own bytes, what of those is
+//! withheld from whom, and the values that selectors compare. Nothing that the event's own bytes spell out is stored twice.
 
 use std::borrow::Cow;
 
-use audit_stream_api::audit::{DECISION_ANNOTATION, Event, Text};
+use audit_stream_api::Resource;
+use audit_stream_api::audit::{Event, Part};
 use audit_stream_api::json;
-use audit_stream_api::object::{GapReason, write_json, write_number};
+use audit_stream_api::object::{GapReason, max_json_bytes, write_json, write_number};
 use audit_stream_api::selector::Field;
 
-use crate::view;
+use crate::view::{self, Audience};
 
 /// The events of one batch, immutable.
 #[derive(Debug)]
 pub struct Batch {
-    /// All text, an event's never in two of them.
-    segments: Box<[Box<[u8]>]>,
+    /// Of each event its own bytes, and then what those do not spell out.
+    text: Box<[u8]>,
     events: Box<[Stored]>,
     /// Groups and source IPs of all events, which have any number of them.
     lists: Box<[Span]>,
+    /// What is withheld of all events.
+    cuts: Box<[Cut]>,
     /// Indices of the events that created their namespace.
     creations: Box<[u32]>,
     lost: Option<GapReason>,
 }
 
-/// Makes a [`Batch`].
+/// Makes a [`Batch`] of a body whose text it borrows from until it is built.
 ///
-/// Text is written to segments of about a mebibyte, none of which grows or moves when the next one begins. So an ordinary
-/// batch takes, while it is made, three and a half times its body and one segment: the body, at most twice as much of text (its
-/// events whole and as shown), a quarter for places, and the segment that is written before it is copied. At worst it takes the
-/// body, that segment, three times that for one that is no text,
-/// [`MAX_BATCH_FACTOR`] times that for the batch, and for the event that is being read 24 bytes for each item of its lists,
-/// which are three bytes of the body at least, and as much again while such a list grows.
+/// The text is put together in the end, when it is known how much there is: one allocation, and each byte is copied once. An
+/// ordinary batch takes, while it is made, the body and one and a half times that. At worst it takes the body, three times that for one
+/// that is no text, what the batch takes ([`MAX_BATCH_FACTOR`] times that), and as much again; and for the event that is being read
+/// 24 bytes for each item of its lists, which are three bytes of the body at least, and as much again while such a list grows.
 #[derive(Debug, Default)]
-pub struct BatchBuilder {
-    segments: Vec<Box<[u8]>>,
-    /// Bytes of those.
-    closed_bytes: usize,
-    /// The segment that is being written.
-    text: Vec<u8>,
-    /// Of an ordinary one.
-    segment_bytes: usize,
+pub struct BatchBuilder<'a> {
+    pieces: Vec<Piece<'a>>,
+    /// All text that is not in the body as it is.
+    beside: Vec<u8>,
+    /// Of the text that the batch will have.
+    text_bytes: usize,
     events: Vec<Stored>,
     lists: Vec<Span>,
+    cuts: Vec<Cut>,
     creations: Vec<u32>,
     lost: Option<GapReason>,
+}
+
+/// The text of one event: of the body, and then of [`BatchBuilder::beside`], as far as there.
+#[derive(Debug)]
+struct Piece<'a> {
+    in_body: &'a str,
+    beside_end: usize,
 }
 
 /// One event of a batch.
@@ -56,32 +62,22 @@ pub struct StoredEvent<'a> {
     stored: &'a Stored,
 }
 
-/// The largest body whose batch is sure to be addressed by 32 bits: a quarter of what they reach.
-///
-/// A segment holds an ordinary one's bytes, or one event's text. That of an event which is stored whole is some megabytes;
-/// of a dropped one there are the values alone, which are no longer than the event, and bytes that are no text became
-/// three. The items of all lists are fewer still, because each is three bytes of text at least.
+/// The largest body whose batch is sure to be addressed by 32 bits: a quarter of what they reach, and no batch is let become four
+/// times as large as the largest body.
 pub const MAX_BODY_BYTES: u64 = u32::MAX as u64 / 4;
 
 /// A batch's bytes are at most so many times its body's, and a hundred besides: see [`max_bytes`].
 ///
-/// Of a byte of an event come at most: itself; itself again as part of a decoded value; itself as shown; and if it is a part
-/// of a URI with something to mask, itself once more in the URI by itself. A byte that is no text counts three, which makes
-/// twelve. Everything else stays below that: masks make a query two and a half times as long, and that twice (`=&`: 7 in
-/// all); an item of a list costs a place (`"",`: 5); an event costs its places and the empty fields that the view writes,
-/// and is never shorter than its 70 bytes of required names (6).
-pub const MAX_BATCH_FACTOR: usize = 12;
+/// Of a byte of an event come at most: itself; itself again as part of a decoded value; and if it is a part of a URI with something
+/// to mask, itself once more in the masked URI. A byte that is no text counts three, which makes nine. Everything else stays
+/// below that: masks make a query two and a half times as long (`=&`: 5 in all); an item of a list costs a place (`"",`: 4), and so
+/// does a field that is unknown (`"":0,`: 4); an event costs its places and is never shorter than its 70 bytes of required names (4).
+pub const MAX_BATCH_FACTOR: usize = 9;
 
 /// The most that [`Batch::bytes`] says of what comes from a body of `body_bytes`.
 pub const fn max_bytes(body_bytes: usize) -> usize {
     size_of::<Batch>() + MAX_BATCH_FACTOR * body_bytes
 }
-
-/// Room for one segment's text: as much as most batches have.
-pub const SEGMENT_BYTES: usize = 1 << 20;
-
-/// What an event's text may have beyond twice its bytes without being extraordinary: masks, a date, empty fields.
-const EVENT_SLACK_BYTES: usize = 1024;
 
 /// Of a dropped event, a longer value is stored as if it were absent: nobody selects by a value that they have to page
 /// through, and one like that is what the event was dropped for. Items of lists are kept however many there are, or a
@@ -90,17 +86,13 @@ const MAX_DROPPED_VALUE_BYTES: usize = 4096;
 
 #[derive(Debug, Default)]
 struct Stored {
-    /// Index of the segment that the places of text lie in.
-    segment: u32,
     /// Attributed.
     namespace: Option<Span>,
     creation_timestamp: Option<Span>,
-    /// The event's own fields, without braces.
-    full: Span,
-    /// What `namespacedevents` shows of them.
-    shown: Span,
-    /// Which it does not show, for the annotation.
-    withheld_names: Span,
+    /// The event's own bytes, without braces.
+    members: Span,
+    /// In [`Batch::cuts`], in the order of its bytes.
+    cuts: Span,
     /// By ordinal of [`Field`]. Empty for fields that are absent, have many values or are made by the server.
     values: [Span; Field::ALL.len()],
     /// `requestURI` as `namespacedevents` shows it.
@@ -113,7 +105,16 @@ struct Stored {
     dropped: Option<GapReason>,
 }
 
-/// A place in a segment or in the lists.
+/// A part of an event that is withheld. One of [`Part::RequestUri`] is not left out but replaced by the masked URI.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    part: Part,
+    from: Audience,
+    /// In the event's [`Stored::members`].
+    bytes: Span,
+}
+
+/// A place in the text, in an event or in one of the lists.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Span {
     start: u32,
@@ -122,42 +123,62 @@ struct Span {
 
 // === impl BatchBuilder ===
 
-impl BatchBuilder {
-    /// A builder for the events of a body of `body_bytes`.
-    pub fn with_capacity(body_bytes: usize) -> Self {
-        Self { segment_bytes: SEGMENT_BYTES.min(body_bytes * 2), ..Self::default() }
+impl<'a> BatchBuilder<'a> {
+    /// Appends an event of the body. `json` are its bytes, on one line, which `event` borrows from; `namespace` is the attributed one.
+    pub fn push(&mut self, event: &Event<'_>, json: &'a str, namespace: Option<&str>) {
+        self.add(event, json, Some(json), namespace);
     }
 
-    /// Appends an event. `json` are its bytes, which `event` borrows from; `namespace` is the attributed one.
-    pub fn push(&mut self, event: &Event<'_>, json: &str, namespace: Option<&str>) {
-        self.make_room(json.len());
-        let mut texts = Texts::new(&mut self.text, event, json);
+    /// The same for an event that is not in the body as it is.
+    pub fn push_made(&mut self, event: &Event<'_>, json: &str, namespace: Option<&str>) {
+        self.add(event, json, None, namespace);
+    }
+
+    fn add(&mut self, event: &Event<'_>, json: &str, in_body: Option<&'a str>, namespace: Option<&str>) {
+        debug_assert!(!event.has_line_breaks, "they would break the frame in two");
+        let in_body = in_body.map_or("", without_braces);
+        let mut texts = Texts::new(self.text_bytes, in_body.len(), &mut self.beside);
+        texts.add_members(without_braces(json));
         // What has no namespace is never seen by a reader of one.
         let masked_uri = namespace.and_then(|_| view::mask_uri(&event.request_uri));
         let mut stored = texts.selectable(event, namespace, masked_uri.as_deref(), usize::MAX, &mut self.lists);
         let seconds = event.stage_timestamp.as_deref().and_then(whole_seconds);
-        stored.creation_timestamp = seconds.map(|seconds| {
-            texts.append_written(|buffer| {
-                buffer.extend_from_slice(seconds.as_bytes());
-                buffer.push(b'Z');
-            })
-        });
-        if namespace.is_some() {
-            let shown_uri = masked_uri.as_deref().unwrap_or(&event.request_uri);
-            (stored.shown, stored.withheld_names) = texts.view(event, shown_uri);
-        }
-        self.store(stored);
+        stored.creation_timestamp = seconds.map(|seconds| texts.span(seconds));
+        stored.cuts = self.cut(event, namespace.is_some(), masked_uri.is_some());
+        self.store(stored, in_body);
     }
 
     /// Appends an event of which readers get nothing but the news that it is missing: its place in the batch, and what says
     /// whose it would have been.
     pub fn push_dropped(&mut self, event: &Event<'_>, namespace: Option<&str>, reason: GapReason) {
-        self.make_room(0);
-        let mut texts = Texts { buffer: &mut self.text, full: Span::default(), copied_from: None };
+        let mut texts = Texts::new(self.text_bytes, 0, &mut self.beside);
         let masked_uri = namespace.and_then(|_| view::mask_uri(&event.request_uri));
         let masked_uri = masked_uri.as_deref();
         let stored = texts.selectable(event, namespace, masked_uri, MAX_DROPPED_VALUE_BYTES, &mut self.lists);
-        self.store(Stored { dropped: Some(reason), ..stored });
+        self.store(Stored { dropped: Some(reason), ..stored }, "");
+    }
+
+    /// Notes what is withheld of an event from those who may get it.
+    fn cut(&mut self, event: &Event<'_>, has_namespace: bool, has_masked_uri: bool) -> Span {
+        let start = self.cuts.len();
+        let cuts = event.parts.iter().map(|placed| Cut {
+            part: placed.part,
+            from: view::withheld_from(placed.part, event),
+            // Less the brace.
+            bytes: Span::new(placed.bytes.start - 1, placed.bytes.len()),
+        });
+        self.cuts.extend(cuts.filter(|cut| {
+            (has_namespace || cut.from == Audience::Everybody) && (has_masked_uri || cut.part != Part::RequestUri)
+        }));
+        Span::new(start, self.cuts.len() - start)
+    }
+
+    fn store(&mut self, stored: Stored, in_body: &'a str) {
+        let beside_start = self.pieces.last().map_or(0, |last| last.beside_end);
+        let piece = Piece { in_body, beside_end: self.beside.len() };
+        self.text_bytes += in_body.len() + piece.beside_end - beside_start;
+        self.pieces.push(piece);
+        self.events.push(stored);
     }
 
     /// Notes that the event appended last says that its namespace was created.
@@ -173,7 +194,8 @@ impl BatchBuilder {
 
     /// What it takes so far.
     pub fn bytes(&self) -> usize {
-        self.closed_bytes + self.text.len() + size_of_val(&*self.events) + size_of_val(&*self.lists)
+        let places = size_of_val(&*self.events) + size_of_val(&*self.lists) + size_of_val(&*self.cuts);
+        self.text_bytes + places
     }
 
     /// Whether there is nothing for a reader to learn from it.
@@ -182,49 +204,33 @@ impl BatchBuilder {
     }
 
     /// The batch.
-    pub fn build(mut self) -> Batch {
-        self.close_segment();
-        let Self { segments, events, lists, creations, lost, .. } = self;
-        let (segments, events) = (segments.into(), events.into());
-        Batch { segments, events, lists: lists.into(), creations: creations.into(), lost }
+    pub fn build(self) -> Batch {
+        let text = self.text();
+        let Self { events, lists, cuts, creations, lost, .. } = self;
+        let (events, lists, cuts) = (events.into(), lists.into(), cuts.into());
+        Batch { text, events, lists, cuts, creations: creations.into(), lost }
     }
 
-    /// Begins a segment where this one may be too short for an event of `event_bytes`. The text of an extraordinary event
-    /// makes its segment grow.
-    fn make_room(&mut self, event_bytes: usize) {
-        let wanted = event_bytes * 2 + EVENT_SLACK_BYTES;
-        if self.text.capacity() - self.text.len() < wanted {
-            self.close_segment();
-            self.text.reserve(wanted.max(self.segment_bytes));
+    fn text(&self) -> Box<[u8]> {
+        let (mut text, mut beside_start) = (Vec::with_capacity(self.text_bytes), 0);
+        for Piece { in_body, beside_end } in &self.pieces {
+            text.extend_from_slice(in_body.as_bytes());
+            text.extend_from_slice(&self.beside[beside_start..*beside_end]);
+            beside_start = *beside_end;
         }
+        text.into()
     }
+}
 
-    /// Text of an ordinary segment is copied out, and its room used again. Cut to its length, it would be given back as less
-    /// than was asked for: then the C library takes all of the next one fresh from the system, and each page of it costs more
-    /// than writing it full.
-    fn close_segment(&mut self) {
-        if self.text.is_empty() {
-            return;
-        }
-        self.closed_bytes += self.text.len();
-        if self.text.capacity() <= SEGMENT_BYTES {
-            self.segments.push(Box::from(&*self.text));
-            self.text.clear();
-        } else {
-            self.segments.push(std::mem::take(&mut self.text).into());
-        }
-    }
-
-    fn store(&mut self, stored: Stored) {
-        let segment = u32::try_from(self.segments.len()).expect("each segment is a kilobyte of the body at least");
-        self.events.push(Stored { segment, ..stored });
-    }
+/// The members of an object, as they are written.
+fn without_braces(json: &str) -> &str {
+    &json[1..json.len() - 1]
 }
 
 /// The value of a field that has one; empty where absent.
 fn single_value<'e>(event: &'e Event<'_>, field: Field) -> &'e str {
     let reference = event.object_ref.as_ref();
-    let text = |field: Option<&'e Option<Text<'_>>>| field.and_then(Option::as_deref).unwrap_or_default();
+    let text = |field: Option<&'e Option<Cow<'_, str>>>| field.and_then(Option::as_deref).unwrap_or_default();
     match field {
         Field::AuditId => &event.audit_id,
         Field::Level => &event.level,
@@ -240,53 +246,61 @@ fn single_value<'e>(event: &'e Event<'_>, field: Field) -> &'e str {
         Field::ObjectName => text(reference.map(|reference| &reference.name)),
         Field::ObjectSubresource => text(reference.map(|reference| &reference.subresource)),
         Field::ObjectUid => text(reference.map(|reference| &reference.uid)),
-        Field::Decision => {
-            let decision = event.annotations.iter().find(|(key, _)| **key == *DECISION_ANNOTATION);
-            decision.map_or("", |(_, value)| value)
-        }
+        Field::Decision => text(Some(&event.decision)),
         Field::RequestUri => &event.request_uri,
         // Made by the server, not text, or with many values.
         Field::MetadataName | Field::MetadataNamespace | Field::ResponseCode | Field::Groups | Field::SourceIps => "",
     }
 }
 
-/// Appends one event's texts to a segment.
+/// Finds places for the texts of one event.
 struct Texts<'a> {
-    buffer: &'a mut Vec<u8>,
-    full: Span,
-    /// The address of the event's bytes in the body, if `full` is a copy of them without the braces.
+    /// What is not in the body, of all events.
+    beside: &'a mut Vec<u8>,
+    /// How far this event's are behind where they are in that, in the batch's text.
+    beside_offset: usize,
+    /// Where its first text is in the batch's.
+    start: usize,
+    in_body: usize,
+    members: Span,
+    /// The address of the bytes that `members` are a copy of.
     copied_from: Option<usize>,
 }
 
 impl<'a> Texts<'a> {
-    fn new(buffer: &'a mut Vec<u8>, event: &Event<'_>, json: &str) -> Self {
-        let members = own_members(event, json);
-        let copied_from = matches!(members, Cow::Borrowed(_)).then_some(json.as_ptr() as usize + 1);
-        let mut texts = Self { buffer, full: Span::default(), copied_from };
-        texts.full = texts.append(&members);
-        texts
+    /// For an event whose text begins at `start`, with so many bytes that are in the body.
+    fn new(start: usize, in_body: usize, beside: &'a mut Vec<u8>) -> Self {
+        let beside_offset = start + in_body - beside.len();
+        Self { beside, beside_offset, start, in_body, members: Span::default(), copied_from: None }
+    }
+
+    /// The event's own bytes.
+    fn add_members(&mut self, members: &str) {
+        self.copied_from = Some(members.as_ptr() as usize);
+        self.members = match self.in_body {
+            0 => self.append(members),
+            in_body => Span::new(self.start, in_body),
+        };
     }
 
     fn append(&mut self, text: &str) -> Span {
-        let start = self.buffer.len();
-        self.buffer.extend_from_slice(text.as_bytes());
-        Span::new(start, text.len())
+        self.append_written(|buffer| buffer.extend_from_slice(text.as_bytes()))
     }
 
     fn append_written(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Span {
-        let start = self.buffer.len();
-        write(self.buffer);
-        Span::new(start, self.buffer.len() - start)
+        let start = self.beside.len();
+        write(self.beside);
+        Span::new(self.beside_offset + start, self.beside.len() - start)
     }
 
-    /// The place of a value: inside `full` where the value borrows from the bytes that were copied there.
+    /// The place of a value: inside `members` where the value borrows from the bytes that were copied there.
     fn span(&mut self, value: &str) -> Span {
         if value.is_empty() {
             return Span::default();
         }
         let offset = self.copied_from.and_then(|from| (value.as_ptr() as usize).checked_sub(from));
-        match offset.filter(|offset| offset + value.len() <= self.full.len as usize) {
-            Some(offset) => Span::new(self.full.start as usize + offset, value.len()),
+        match offset.filter(|offset| offset + value.len() <= self.members.len as usize) {
+            Some(offset) => Span::new(self.members.start as usize + offset, value.len()),
             None => self.append(value),
         }
     }
@@ -306,12 +320,12 @@ impl<'a> Texts<'a> {
             let value = single_value(event, field);
             values[field as usize] = self.span(if kept(value) { value } else { "" });
         }
-        if let Some(code) = event.response_status.as_ref().and_then(|status| status.code) {
+        if let Some(code) = event.response_code {
             values[Field::ResponseCode as usize] = self.append_written(|buffer| write_number(buffer, code));
         }
         let namespace = namespace.map(|namespace| self.span(namespace));
         values[Field::MetadataNamespace as usize] = namespace.unwrap_or_default();
-        let mut list = |values: &[Text<'_>]| {
+        let mut list = |values: &[Cow<'_, str>]| {
             let start = lists.len();
             lists.extend(values.iter().map(|value| self.span(if kept(value) { value } else { "" })));
             Span::new(start, values.len())
@@ -322,23 +336,18 @@ impl<'a> Texts<'a> {
             Some(masked) => self.append(if kept(masked) { masked } else { "" }),
             None => values[Field::RequestUri as usize],
         };
-        Stored { namespace, full: self.full, values, masked_uri, groups, source_ips, ..Stored::default() }
-    }
-
-    /// What a reader of the namespace sees, and the names of what they do not.
-    fn view(&mut self, event: &Event<'_>, shown_uri: &str) -> (Span, Span) {
-        let start = self.buffer.len();
-        view::write_shown(event, shown_uri, self.buffer);
-        let middle = self.buffer.len();
-        view::write_withheld_names(event, shown_uri, self.buffer);
-        (Span::new(start, middle - start), Span::new(middle, self.buffer.len() - middle))
+        Stored { namespace, members: self.members, values, masked_uri, groups, source_ips, ..Stored::default() }
     }
 }
 
 impl Span {
     fn new(start: usize, len: usize) -> Self {
-        let bounded = "a body is at most MAX_BODY_BYTES, so no segment reaches 4 GiB";
+        let bounded = "a body is at most MAX_BODY_BYTES, so no batch reaches 4 GiB";
         Self { start: u32::try_from(start).expect(bounded), len: u32::try_from(len).expect(bounded) }
+    }
+
+    fn end(self) -> usize {
+        self.start as usize + self.len as usize
     }
 
     fn of<T>(self, all: &[T]) -> &[T] {
@@ -346,26 +355,13 @@ impl Span {
     }
 }
 
-/// The event's members without braces, verbatim where they may be: without what the object replaces, without live
-/// credentials, and on one line.
-fn own_members<'a>(event: &Event<'_>, json: &'a str) -> Cow<'a, str> {
-    let mut dropped: Vec<&str> = Vec::new();
-    if event.carries_object_fields {
-        dropped.extend(["kind", "apiVersion", "metadata"]);
-    }
-    if view::bodies_are_credentials(event) {
-        dropped.extend(["requestObject", "responseObject"]);
-    }
-    // A pretty-printing sender's. They would break the frame in two.
-    if event.has_line_breaks {
-        let compact = compact(json);
-        return Cow::Owned(members_that(&compact, |name| !dropped.contains(&name)));
-    }
-    if dropped.is_empty() {
-        Cow::Borrowed(&json[1..json.len() - 1])
-    } else {
-        Cow::Owned(members_that(json, |name| !dropped.contains(&name)))
-    }
+/// Appends members of objects, where what came before them may have been left out: then the comma between is not needed.
+fn append_members(out: &mut Vec<u8>, members: &[u8]) {
+    let members = match out.last() {
+        Some(b'{' | b',') => members.strip_prefix(b",").unwrap_or(members),
+        _ => members,
+    };
+    out.extend_from_slice(members);
 }
 
 /// The members of an object whose names are kept, without braces. What is no object, `null` for one, has no members.
@@ -384,7 +380,7 @@ pub(super) fn members_that(json: &str, kept: impl Fn(&str) -> bool) -> String {
 }
 
 /// Well-formed JSON without white space between its tokens.
-fn compact(json: &str) -> String {
+pub(crate) fn compact(json: &str) -> String {
     let (mut in_string, mut escaped) = (false, false);
     json.chars()
         .filter(|&char| {
@@ -460,17 +456,10 @@ impl Batch {
         self.creations.iter().filter_map(|&index| Some((index, self.event(index).namespace()?)))
     }
 
-    /// Of each segment.
-    #[cfg(test)]
-    pub(super) fn segment_bytes(&self) -> impl Iterator<Item = usize> {
-        self.segments.iter().map(|segment| segment.len())
-    }
-
     /// What it costs to retain.
     pub fn bytes(&self) -> usize {
-        let text: usize = self.segments.iter().map(|segment| segment.len()).sum();
-        let places = size_of_val(&*self.segments) + size_of_val(&*self.events) + size_of_val(&*self.lists);
-        size_of::<Self>() + text + places + size_of_val(&*self.creations)
+        let lists = size_of_val(&*self.lists) + size_of_val(&*self.cuts) + size_of_val(&*self.creations);
+        size_of::<Self>() + self.text.len() + size_of_val(&*self.events) + lists
     }
 }
 
@@ -480,7 +469,7 @@ impl<'a> StoredEvent<'a> {
         self.stored.namespace.map(|span| self.str(span))
     }
 
-    /// The stage's time in whole seconds.
+    /// The stage's time in whole seconds, without the `Z`.
     pub fn creation_timestamp(self) -> Option<&'a str> {
         self.stored.creation_timestamp.map(|span| self.str(span))
     }
@@ -491,19 +480,46 @@ impl<'a> StoredEvent<'a> {
         self.stored.dropped
     }
 
-    /// Every field that was recorded, as JSON members.
-    pub fn full(self) -> &'a [u8] {
-        self.stored.full.of(self.segment())
+    /// Appends what readers of a resource get of the event, as JSON members behind a comma that is there. They are the bytes that
+    /// kube-apiserver sent, but for what is withheld.
+    pub fn write_fields(self, resource: Resource, out: &mut Vec<u8>) {
+        let members = self.stored.members.of(&self.batch.text);
+        let mut at = 0;
+        for cut in self.cuts(resource) {
+            append_members(out, &members[at..cut.bytes.start as usize]);
+            if cut.part == Part::RequestUri {
+                write_json(out, self.str(self.stored.masked_uri));
+            }
+            at = cut.bytes.end();
+        }
+        append_members(out, &members[at..]);
     }
 
-    /// The fields that `namespacedevents` shows, as JSON members; empty where there is no namespace.
-    pub fn shown(self) -> &'a [u8] {
-        self.stored.shown.of(self.segment())
+    /// How many bytes [`StoredEvent::write_fields`] appends at most.
+    pub fn max_fields_bytes(self, resource: Resource) -> usize {
+        let cuts = self.cuts(resource).map(|cut| {
+            let instead =
+                if cut.part == Part::RequestUri { max_json_bytes(self.str(self.stored.masked_uri)) } else { 0 };
+            (cut.bytes.len as usize, instead)
+        });
+        let (cut, instead) = cuts.fold((0, 0), |sums, bytes| (sums.0 + bytes.0, sums.1 + bytes.1));
+        self.stored.members.len as usize + instead - cut
     }
 
-    /// The names of those it does not show, separated by commas.
-    pub fn withheld_names(self) -> Option<&'a str> {
-        Some(self.str(self.stored.withheld_names)).filter(|names| !names.is_empty())
+    /// The names of what [`StoredEvent::write_fields`] withholds, each once.
+    pub fn withheld_names(self, resource: Resource) -> impl Iterator<Item = Cow<'a, str>> {
+        let mut last = None;
+        self.cuts(resource).filter_map(move |cut| {
+            let repeated = cut.part == Part::Annotation && last.replace(cut.part) == Some(cut.part);
+            let member =
+                Span::new(self.stored.members.start as usize + cut.bytes.start as usize, cut.bytes.len as usize);
+            view::withheld_name(cut.part, self.str(member)).filter(|_| !repeated)
+        })
+    }
+
+    fn cuts(self, resource: Resource) -> impl Iterator<Item = &'a Cut> {
+        let cuts = self.stored.cuts.of(&self.batch.cuts).iter();
+        cuts.filter(move |cut| resource.namespaced() || cut.from == Audience::Everybody)
     }
 
     /// Whether one of a field's values is `value`, as `events` shows it. An absent field is empty.
@@ -526,15 +542,11 @@ impl<'a> StoredEvent<'a> {
     }
 
     fn is(self, span: Span, value: &str) -> bool {
-        span.of(self.segment()) == value.as_bytes()
+        span.of(&self.batch.text) == value.as_bytes()
     }
 
     fn str(self, span: Span) -> &'a str {
-        std::str::from_utf8(span.of(self.segment())).expect("a span covers whole strings")
-    }
-
-    fn segment(self) -> &'a [u8] {
-        &self.batch.segments[self.stored.segment as usize]
+        std::str::from_utf8(span.of(&self.batch.text)).expect("a span covers whole strings")
     }
 }
 

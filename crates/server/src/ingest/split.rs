@@ -67,7 +67,7 @@ fn items<'a>(reader: &mut Reader<'a>, each: &mut impl FnMut(Item<'_, 'a>)) -> Re
 
 /// Reads one item; an event into the place of `event`.
 fn item<'e, 'a>(reader: &mut Reader<'a>, event: &'e mut Event<'a>) -> Result<Item<'e, 'a>, Unexpected> {
-    let start = reader.start_of_value();
+    let start = reader.start_of_token();
     if event.replace(reader).is_err() {
         // Well-formed or not? If so, the event alone is lost, and the reader goes on behind it.
         reader.go_back_to(start);

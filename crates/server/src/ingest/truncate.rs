@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use audit_stream_api::audit::{DECISION_ANNOTATION, TRUNCATED_ANNOTATION, Text, is_known_field};
+use audit_stream_api::audit::{DECISION_ANNOTATION, TRUNCATED_ANNOTATION, is_known_field};
 use audit_stream_api::json::{self, Reader};
 use audit_stream_api::object::write_json;
 
@@ -91,7 +91,7 @@ pub(super) fn truncate(json: &str) -> String {
 /// An event that is being made shorter. What no step has touched is as it came.
 struct Draft<'a> {
     /// Names, and values as JSON.
-    members: Vec<(Text<'a>, Cow<'a, str>)>,
+    members: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
 impl<'a> Draft<'a> {
@@ -105,7 +105,7 @@ impl<'a> Draft<'a> {
 
     fn mark(&mut self) {
         if self.value("annotations").is_none() {
-            self.members.push((Text::from("annotations"), Cow::Borrowed("{}")));
+            self.members.push((Cow::Borrowed("annotations"), Cow::Borrowed("{}")));
         }
         if let Some(annotations) = self.value("annotations") {
             // kube-apiserver may have marked it too, and no key may be there twice.

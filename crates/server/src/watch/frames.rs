@@ -127,20 +127,12 @@ pub(super) fn indices_after(entry: &Entry<Batch>, at: Sequence) -> std::ops::Ran
     u32::try_from(passed).map_or(all.end, |passed| passed.min(all.end))..all.end
 }
 
-/// The fields that a resource shows of an event, and the names of those that it withholds.
-fn fields(resource: Resource, event: StoredEvent<'_>) -> (&[u8], Option<&str>) {
-    match resource {
-        Resource::Events => (event.full(), None),
-        Resource::NamespacedEvents => (event.shown(), event.withheld_names()),
-    }
-}
-
 /// What an event's frame takes at most, but close to it: a piece is cut by the sum, and what is less of one is not used. A gap on it
 /// takes [`gap_bytes`] more.
 pub(super) fn frame_bytes(resource: Resource, event: StoredEvent<'_>) -> usize {
-    let (fields, withheld) = fields(resource, event);
     let labels = [event.namespace(), event.creation_timestamp()].into_iter().flatten().map(str::len).sum::<usize>();
-    FRAME_OVERHEAD + fields.len() + labels + withheld.map_or(0, object::max_json_bytes)
+    let names = event.withheld_names(resource).map(|name| object::max_json_bytes(&name)).sum::<usize>();
+    FRAME_OVERHEAD + event.max_fields_bytes(resource) + labels + names
 }
 
 /// What a gap takes at most on a frame.
@@ -152,18 +144,22 @@ pub(super) fn gap_bytes(gap: &str) -> usize {
 /// [`frame_bytes`], and what the gap takes, and what was charged is that or more.
 pub(super) fn write(route: &Route, events: &[Selected], bytes: usize, charge: Charge, mut gap: Option<&str>) -> Piece {
     let Route { resource, version, .. } = *route;
-    let mut out = Vec::with_capacity(bytes);
+    let (mut out, mut withheld) = (Vec::with_capacity(bytes), String::new());
     for selected in events {
         let event = selected.event();
-        let (fields, withheld) = fields(resource, event);
+        withheld.clear();
+        for name in event.withheld_names(resource) {
+            withheld.push_str(if withheld.is_empty() { "" } else { "," });
+            withheld.push_str(&name);
+        }
         let meta = ObjectMeta {
             namespace: event.namespace().filter(|_| resource.namespaced()),
             sequence: selected.place(),
             creation_timestamp: event.creation_timestamp(),
-            withheld,
+            withheld: Some(&*withheld).filter(|names| !names.is_empty()),
             gap: gap.take(),
         };
-        object::write_added(&mut out, resource, version, meta, fields);
+        object::write_added(&mut out, resource, version, meta, |out| event.write_fields(resource, out));
     }
     debug_assert!(out.len() <= bytes, "a frame is larger than its bound: {} of {bytes} bytes", out.len());
     Piece {
@@ -185,7 +181,7 @@ mod tests {
             let mut out = Vec::new();
             let (sequence, empty) = (Sequence::new(u64::MAX), Some(""));
             let meta = ObjectMeta { namespace: empty, sequence, creation_timestamp: empty, withheld: empty, gap };
-            object::write_added(&mut out, Resource::NamespacedEvents, version, meta, b"");
+            object::write_added(&mut out, Resource::NamespacedEvents, version, meta, |_| {});
             out.len()
         };
         let bound = FRAME_OVERHEAD + object::max_json_bytes("");

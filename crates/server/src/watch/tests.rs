@@ -551,7 +551,7 @@ fn large(id: &str) -> Batch {
         "x".repeat(1_000_000)
     );
     let mut builder = BatchBuilder::default();
-    builder.push(&Event::parse(&json).unwrap(), &json, Some("shop"));
+    builder.push_made(&Event::parse(&json).unwrap(), &json, Some("shop"));
     builder.build()
 }
 
@@ -700,7 +700,7 @@ fn creation(before: &str, created: &str) -> Batch {
         let json = format!(
             r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/","verb":"create","user":{{}}}}"#
         );
-        builder.push(&Event::parse(&json).unwrap(), &json, Some("shop"));
+        builder.push_made(&Event::parse(&json).unwrap(), &json, Some("shop"));
     }
     builder.note_creation();
     builder.build()
@@ -771,7 +771,7 @@ async fn an_event_that_is_dropped_is_told_to_those_who_would_have_seen_it() {
     stage.publish_batch({
         let json = json.replace("get", "list");
         let mut builder = BatchBuilder::default();
-        builder.push(&Event::parse(&json).unwrap(), &json, Some("shop"));
+        builder.push_made(&Event::parse(&json).unwrap(), &json, Some("shop"));
         builder.build()
     });
     assert!(!tells_gap(&other_verb.frame().await));

@@ -433,7 +433,7 @@ fn with_loss() -> Batch {
         let json = format!(
             r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/","verb":"get","user":{{}}}}"#
         );
-        builder.push(&Event::parse(&json).unwrap(), &json, Some("shop"));
+        builder.push_made(&Event::parse(&json).unwrap(), &json, Some("shop"));
     }
     builder.build()
 }
