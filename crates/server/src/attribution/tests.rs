@@ -11,7 +11,7 @@ use super::*;
 type Reference<'a> = (&'a str, &'a str, &'a str, &'a str);
 
 fn event<'a>(uri: &'a str, verb: &'a str, reference: Option<Reference<'a>>) -> Event<'a> {
-    let field = |text: &'a str| (!text.is_empty()).then(|| Cow::Borrowed(text));
+    let field = |text: &'a str| (!text.is_empty()).then_some(Cow::Borrowed(text));
     let object_ref = reference.map(|(resource, group, namespace, name)| ObjectReference {
         resource: field(resource),
         api_group: field(group),

@@ -257,6 +257,21 @@ fn what_is_too_long_loses_its_padding_and_is_counted() {
 }
 
 #[test]
+fn what_is_on_several_lines_becomes_one_whole_and_truncated() {
+    let room = Room::new();
+    for (agent, truncated) in [("kubectl", 0), (&*"x".repeat(1 << 20), 1)] {
+        let one = in_shop("a").user_agent(agent).build().replace(",\"", ",\r\"");
+        let other = in_shop("b").user_agent(agent).build().replace("{\"", "{\n\"");
+        let batch = room.ingest.batch(event_list(&[one, other]).as_bytes()).unwrap();
+        for event in batch.events() {
+            let lines = full(event) + &shown(event);
+            assert!(!lines.contains(['\n', '\r']) && lines.contains("\"prices\""), "{lines}");
+        }
+        assert_eq!(room.truncated("size"), 2 * truncated);
+    }
+}
+
+#[test]
 fn what_is_too_long_without_padding_keeps_its_place_and_says_so() {
     let mut room = Room::new();
     room.ingest.config.max_body_bytes = 4 << 20;
