@@ -1,8 +1,8 @@
 //! `audit.k8s.io` events as kube-apiserver sends them, borrowed from the bytes they came in.
 //!
-//! Only the fields that decide something are named here: attribution, selection. The event's own bytes travel beside this struct
-//! and keep every field, also those that no version of this program has heard of; what of them not every reader may see is known by
-//! its place ([`Part`]).
+//! Decoded are the fields that decide something: attribution, selection. The event's own bytes travel beside this struct and keep
+//! every field, also those that no version of this program has heard of; what of them not every reader may see is known by its place
+//! ([`Part`]).
 //! Source of the shape: `k8s.io/apiserver/pkg/apis/audit/v1/types.go`.
 
 use std::borrow::Cow;
@@ -104,6 +104,12 @@ pub const TRUNCATED_ANNOTATION: &str = "audit.k8s.io/truncated";
 /// Whether the request was allowed. The one annotation that can be selected on.
 pub const DECISION_ANNOTATION: &str = "authorization.k8s.io/decision";
 
+/// An event has no more parts and items of lists together than this, or is malformed: while it is read each takes 24 bytes.
+///
+/// A client can make kube-apiserver write one for each three bytes of its headers (`X-Forwarded-For: ::,::,`), of which Go takes a
+/// mebibyte and 4 KiB: 350,000. What they can make it write is to be read, or they could hide what they do.
+pub const MAX_ITEMS: usize = 1 << 19;
+
 /// Room for so many items is kept from one event to the next: more than most have in a list.
 const KEPT_ITEMS: usize = 64;
 
@@ -129,6 +135,9 @@ pub struct ObjectReference<'a> {
     pub subresource: Option<Cow<'a, str>>,
 }
 
+// A name in one of the lists below is shown to every reader, unless it is read as a `Part`. It has to be read as what upstream says it
+// is, too: a string that may be an object may be anything.
+
 /// The fields of an event that this program knows.
 #[derive(Debug, Clone, Copy)]
 enum Field {
@@ -148,7 +157,7 @@ enum Field {
     RequestReceivedTimestamp,
     StageTimestamp,
     Annotations,
-    Object,
+    ObjectField,
 }
 
 /// In upstream's order.
@@ -169,9 +178,9 @@ static FIELDS: [Known<Field>; 19] = [
     Known::new("requestReceivedTimestamp", Field::RequestReceivedTimestamp),
     Known::new("stageTimestamp", Field::StageTimestamp),
     Known::new("annotations", Field::Annotations),
-    Known::new("kind", Field::Object),
-    Known::new("apiVersion", Field::Object),
-    Known::new("metadata", Field::Object),
+    Known::new("kind", Field::ObjectField),
+    Known::new("apiVersion", Field::ObjectField),
+    Known::new("metadata", Field::ObjectField),
 ];
 
 /// The annotations that name a decision and not a content.
@@ -256,6 +265,8 @@ struct Parts<'p> {
     placed: &'p mut Vec<PlacedPart>,
     /// Where the event begins.
     start: usize,
+    /// How many there may still be, and items of lists.
+    items_left: usize,
 }
 
 impl Parts<'_> {
@@ -268,12 +279,21 @@ impl Parts<'_> {
     ) -> Result<T, Unexpected> {
         let start = reader.start_of_member();
         let value = read(reader)?;
-        self.note(part, start..reader.start_of_token());
+        self.note(part, start, reader)?;
         Ok(value)
     }
 
-    fn note(&mut self, part: Part, Range { start, end }: Range<usize>) {
-        self.placed.push(PlacedPart { part, bytes: start - self.start..end - self.start });
+    /// Notes a part that ends here.
+    fn note(&mut self, part: Part, start: usize, reader: &mut Reader<'_>) -> Result<(), Unexpected> {
+        self.count_item(reader)?;
+        self.placed.push(PlacedPart { part, bytes: start - self.start..reader.start_of_token() - self.start });
+        Ok(())
+    }
+
+    /// Counts one thing more of which the event may have any number.
+    fn count_item(&mut self, reader: &Reader<'_>) -> Result<(), Unexpected> {
+        self.items_left = self.items_left.checked_sub(1).ok_or(reader.unexpected())?;
+        Ok(())
     }
 }
 
@@ -298,7 +318,7 @@ impl<'a> Event<'a> {
         self.clear();
         let line_breaks = reader.line_breaks();
         let mut placed = std::mem::take(&mut self.parts);
-        let mut parts = Parts { placed: &mut placed, start: reader.start_of_token() };
+        let mut parts = Parts { placed: &mut placed, start: reader.start_of_token(), items_left: MAX_ITEMS };
         let seen = reader.fields(&FIELDS, |reader, field| match field {
             Some(field) => self.read_field(field, reader, &mut parts),
             None => parts.member(Part::Unknown, reader, Reader::skip),
@@ -324,7 +344,7 @@ impl<'a> Event<'a> {
             Field::RequestUri => {
                 let start = reader.start_of_token();
                 self.request_uri = reader.string()?;
-                parts.note(Part::RequestUri, start..reader.start_of_token());
+                parts.note(Part::RequestUri, start, reader)?;
             }
             Field::Verb => self.verb = reader.string()?,
             Field::User => self.user.read(reader, parts, [Part::UserUid, Part::UserExtra])?,
@@ -336,7 +356,9 @@ impl<'a> Event<'a> {
                 })?;
             }
             Field::SourceIps => {
-                parts.member(Part::SourceIps, reader, |reader| read_texts(&mut self.source_ips, reader))?;
+                let start = reader.start_of_member();
+                read_texts(&mut self.source_ips, reader, parts)?;
+                parts.note(Part::SourceIps, start, reader)?;
             }
             Field::UserAgent => self.user_agent = reader.optional(Reader::string)?,
             Field::ObjectRef => {
@@ -347,10 +369,10 @@ impl<'a> Event<'a> {
             }
             Field::RequestObject => parts.member(Part::RequestObject, reader, Reader::skip)?,
             Field::ResponseObject => parts.member(Part::ResponseObject, reader, Reader::skip)?,
-            Field::RequestReceivedTimestamp => skip_optional_string(reader)?,
+            Field::RequestReceivedTimestamp => read_shown_string(reader)?,
             Field::StageTimestamp => self.stage_timestamp = reader.optional(Reader::string)?,
             Field::Annotations => drop(reader.optional(|reader| self.read_annotations(reader, parts))?),
-            Field::Object => parts.member(Part::ObjectField, reader, Reader::skip)?,
+            Field::ObjectField => parts.member(Part::ObjectField, reader, Reader::skip)?,
         }
         Ok(())
     }
@@ -361,7 +383,7 @@ impl<'a> Event<'a> {
                 self.decision = Some(reader.string()?);
                 Ok(())
             }
-            Some(PlainAnnotation::Other) => reader.skip_string(),
+            Some(PlainAnnotation::Other) => reader.string().map(drop),
             None => parts.member(Part::Annotation, reader, Reader::skip_string),
         })?;
         Ok(())
@@ -387,7 +409,7 @@ impl<'a> User<'a> {
             match field {
                 Some(UserField::Username) => self.username = reader.string()?,
                 Some(UserField::Uid) => parts.member(uid, reader, skip_optional_string)?,
-                Some(UserField::Groups) => read_texts(&mut self.groups, reader)?,
+                Some(UserField::Groups) => read_texts(&mut self.groups, reader, parts)?,
                 Some(UserField::Extra) => parts.member(extra, reader, Reader::skip)?,
                 None => parts.member(Part::UnknownNested, reader, Reader::skip)?,
             }
@@ -408,7 +430,7 @@ impl<'a> ObjectReference<'a> {
                 Some(ReferenceField::Uid) => &mut reference.uid,
                 Some(ReferenceField::ApiGroup) => &mut reference.api_group,
                 Some(ReferenceField::ApiVersion) => &mut reference.api_version,
-                Some(ReferenceField::ResourceVersion) => return skip_optional_string(reader),
+                Some(ReferenceField::ResourceVersion) => return read_shown_string(reader),
                 Some(ReferenceField::Subresource) => &mut reference.subresource,
                 None => return parts.member(Part::UnknownNested, reader, Reader::skip),
             };
@@ -425,7 +447,7 @@ fn read_response_status(reader: &mut Reader<'_>, parts: &mut Parts<'_>) -> Resul
     reader.fields(&STATUS_FIELDS, |reader, field| {
         match field {
             Some(StatusField::Metadata) => read_empty_metadata(reader, parts)?,
-            Some(StatusField::Status | StatusField::Reason) => skip_optional_string(reader)?,
+            Some(StatusField::Status | StatusField::Reason) => read_shown_string(reader)?,
             Some(StatusField::Message) => parts.member(Part::ResponseMessage, reader, skip_optional_string)?,
             Some(StatusField::Details) => parts.member(Part::ResponseDetails, reader, Reader::skip)?,
             Some(StatusField::Code) => code = reader.optional(Reader::integer)?,
@@ -441,9 +463,15 @@ fn read_empty_metadata(reader: &mut Reader<'_>, parts: &mut Parts<'_>) -> Result
     let (member, value) = (reader.start_of_member(), reader.start_of_token());
     reader.skip()?;
     if reader.read_since(value) != "{}" {
-        parts.note(Part::UnknownNested, member..reader.start_of_token());
+        parts.note(Part::UnknownNested, member, reader)?;
     }
     Ok(())
+}
+
+/// Reads a string or `null` that decides nothing. Readers who see it have to be able to read it, so half of a surrogate pair is no
+/// part of it.
+fn read_shown_string(reader: &mut Reader<'_>) -> Result<(), Unexpected> {
+    reader.optional(Reader::string).map(drop)
 }
 
 /// Reads past a string or `null`.
@@ -452,9 +480,14 @@ fn skip_optional_string(reader: &mut Reader<'_>) -> Result<(), Unexpected> {
 }
 
 /// Reads a list of strings, or `null`, into one that is empty.
-fn read_texts<'a>(texts: &mut Vec<Cow<'a, str>>, reader: &mut Reader<'a>) -> Result<(), Unexpected> {
+fn read_texts<'a>(
+    texts: &mut Vec<Cow<'a, str>>,
+    reader: &mut Reader<'a>,
+    parts: &mut Parts<'_>,
+) -> Result<(), Unexpected> {
     let read = |reader: &mut Reader<'a>| {
         reader.list(|reader| {
+            parts.count_item(reader)?;
             texts.push(reader.string()?);
             Ok(())
         })
@@ -552,6 +585,34 @@ mod tests {
             assert!(parse(&format!(r#","annotations":{{"a":{other}}}"#)).is_err(), "{other}");
             assert!(parse(&format!(r#","annotations":{{"k8s.io/deprecated":{other}}}"#)).is_err(), "{other}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_by_all() {
+        let half = r#""\ud800""#;
+        for shown in
+            ["objectRef\":{\"resourceVersion", "responseStatus\":{\"reason", "annotations\":{\"k8s.io/deprecated"]
+        {
+            assert!(parse(&format!(",\"{shown}\":{half}}}")).is_err(), "{shown}");
+        }
+        assert!(parse(&format!(",\"requestReceivedTimestamp\":{half}")).is_err());
+        for hidden in ["impersonatedUser\":{\"uid", "responseStatus\":{\"message", "annotations\":{\"a"] {
+            assert!(parse(&format!(",\"{hidden}\":{half}}}")).is_ok(), "{hidden}");
+        }
+    }
+
+    #[test]
+    fn the_number_of_things_in_an_event_is_bounded() {
+        let addresses = |count: usize| format!(r#","sourceIPs":["::"{}]"#, r#","::""#.repeat(count - 1));
+        // The URI and the list are parts.
+        assert_eq!(parse(&addresses(MAX_ITEMS - 2)).unwrap().source_ips.len(), MAX_ITEMS - 2);
+        assert!(parse(&addresses(MAX_ITEMS - 1)).is_err());
+        assert!(parse(&r#","a":0"#.repeat(MAX_ITEMS - 1)).is_ok());
+        assert!(parse(&r#","a":0"#.repeat(MAX_ITEMS)).is_err());
+        let (groups, annotations) = (format!("\"\"{}", ",\"\"".repeat(MAX_ITEMS / 2)), r#""a":"""#);
+        let annotations = format!("{annotations}{}", r#","a":"""#.repeat(MAX_ITEMS / 2));
+        let both = format!(r#","impersonatedUser":{{"groups":[{groups}]}},"annotations":{{{annotations}}}"#);
+        assert!(parse(&both).is_err());
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub struct Known<F> {
     /// The name.
     name: &'static str,
     /// How it is mostly written: `"name":`, and zeros.
-    written: [u8; Known::<()>::BYTES],
+    written: [u8; KNOWN_BYTES],
     /// Which of those bytes are not zero: a bit for each, the lowest for the first.
     mask: u32,
     field: F,
@@ -75,73 +75,53 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// If it is none, or `member` says so.
     pub fn object(&mut self, mut member: impl FnMut(&mut Self, Cow<'a, str>) -> Result<()>) -> Result<()> {
+        self.members(|reader| {
+            let key = reader.string()?;
+            reader.expect(b':')?;
+            member(reader, key)
+        })
+    }
+
+    /// Reads an object whose members have names that are known: `known` are those, mostly in the order in which they come. `member` is
+    /// called for each member, with `None` for one whose name is not known, and has to read the value. Returns which of the known
+    /// ones there have been: a bit for each, the lowest for the first.
+    ///
+    /// # Errors
+    /// If it is none, if a known name is there twice, or `member` says so.
+    pub fn fields<F: Copy, const N: usize>(
+        &mut self,
+        known: &[Known<F>; N],
+        mut member: impl FnMut(&mut Self, Option<F>) -> Result<()>,
+    ) -> Result<u32> {
+        const { assert!(N <= u32::BITS as usize, "a bit for each") };
+        let (mut seen, mut expected) = (0, 0);
+        self.members(|reader| {
+            let Some(number) = reader.known_name(known, expected)? else { return member(reader, None) };
+            if seen & (1 << number) != 0 {
+                return Err(reader.unexpected());
+            }
+            seen |= 1 << number;
+            expected = number + 1;
+            member(reader, Some(known[number].field))
+        })?;
+        Ok(seen)
+    }
+
+    #[inline]
+    fn members(&mut self, mut member: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         self.expect(b'{')?;
         self.member = self.at;
         if self.take(b'}') {
             return Ok(());
         }
         loop {
-            let key = self.string()?;
-            self.expect(b':')?;
-            member(self, key)?;
+            member(self)?;
             let comma = self.start_of_token();
             if !self.take(b',') {
                 return self.expect(b'}');
             }
             self.member = comma;
         }
-    }
-
-    /// Reads an object whose members have names that are known: `known` are those, mostly in the order
-    /// in which they come. `member` is called for each member, with `None` for one whose name is not known, and has to read the value.
-    /// Returns which of the known ones there have been: a bit for each, the lowest for the first.
-    ///
-    /// # Errors
-    /// If it is none, if a known name is there twice, or `member` says so.
-    pub fn fields<F: Copy>(
-        &mut self,
-        known: &[Known<F>],
-        mut member: impl FnMut(&mut Self, Option<F>) -> Result<()>,
-    ) -> Result<u32> {
-        self.expect(b'{')?;
-        self.member = self.at;
-        let (mut seen, mut expected) = (0, 0);
-        if self.take(b'}') {
-            return Ok(seen);
-        }
-        loop {
-            match self.known_name(known, expected)? {
-                None => member(self, None)?,
-                Some(number) if seen & (1 << number) != 0 => return Err(self.unexpected()),
-                Some(number) => {
-                    seen |= 1 << number;
-                    expected = number + 1;
-                    member(self, Some(known[number].field))?;
-                }
-            }
-            let comma = self.start_of_token();
-            if !self.take(b',') {
-                return self.expect(b'}').map(|()| seen);
-            }
-            self.member = comma;
-        }
-    }
-
-    /// Reads a name and its colon, and says which of those that are known it is.
-    #[inline]
-    fn known_name<F>(&mut self, known: &[Known<F>], expected: usize) -> Result<Option<usize>> {
-        self.skip_whitespace();
-        // What mostly comes is only compared.
-        if let Some(known) = known.get(expected)
-            && let Some(text) = self.text.as_bytes()[self.at..].first_chunk()
-            && known.begins(text)
-        {
-            self.at += known.name.len() + QUOTES_AND_COLON;
-            return Ok(Some(expected));
-        }
-        let name = self.string()?;
-        self.expect(b':')?;
-        Ok(known.iter().position(|known| known.name == name))
     }
 
     /// Reads a list. `item` is called before each of its items, and has to read it.
@@ -356,6 +336,23 @@ impl<'a> Reader<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
+    /// Reads a name and its colon, and says which of those that are known it is.
+    #[inline]
+    fn known_name<F>(&mut self, known: &[Known<F>], expected: usize) -> Result<Option<usize>> {
+        self.skip_whitespace();
+        // What mostly comes is only compared.
+        if let Some(known) = known.get(expected)
+            && let Some(text) = self.text.as_bytes()[self.at..].first_chunk()
+            && known.begins(text)
+        {
+            self.at += known.name.len() + QUOTES_AND_COLON;
+            return Ok(Some(expected));
+        }
+        let name = self.string()?;
+        self.expect(b':')?;
+        Ok(known.iter().position(|known| known.name == name))
+    }
+
     /// The string that begins here, if it is one without escapes.
     #[inline]
     fn plain_string(&mut self) -> Option<&'a str> {
@@ -415,15 +412,16 @@ impl<'a> Reader<'a> {
 /// What a name has around it.
 const QUOTES_AND_COLON: usize = 3;
 
-impl<F> Known<F> {
-    const BYTES: usize = 32;
+/// How long a known name may be with that.
+const KNOWN_BYTES: usize = 32;
 
+impl<F> Known<F> {
     /// Of a name that needs no escapes.
     ///
     /// # Panics
     /// If the name is longer than 29 bytes. Meant for constants.
     pub const fn new(name: &'static str, field: F) -> Self {
-        let (bytes, mut written, mut at) = (name.as_bytes(), [0; Known::<()>::BYTES], 0);
+        let (bytes, mut written, mut at) = (name.as_bytes(), [0; KNOWN_BYTES], 0);
         written[0] = b'"';
         while at < bytes.len() {
             written[at + 1] = bytes[at];
@@ -431,7 +429,7 @@ impl<F> Known<F> {
         }
         written[at + 1] = b'"';
         written[at + 2] = b':';
-        Self { name, written, mask: u32::MAX >> (Known::<()>::BYTES - bytes.len() - QUOTES_AND_COLON), field }
+        Self { name, written, mask: u32::MAX >> (KNOWN_BYTES - bytes.len() - QUOTES_AND_COLON), field }
     }
 
     /// The name.
@@ -441,7 +439,7 @@ impl<F> Known<F> {
 
     /// Whether a text begins with the name as it is mostly written. All bytes are compared at once.
     #[inline]
-    fn begins(&self, text: &[u8; Known::<()>::BYTES]) -> bool {
+    fn begins(&self, text: &[u8; KNOWN_BYTES]) -> bool {
         u8x32::new(*text).simd_eq(u8x32::new(self.written)).to_bitmask() & self.mask == self.mask
     }
 }

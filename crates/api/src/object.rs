@@ -110,7 +110,7 @@ pub fn write_json(out: &mut Vec<u8>, text: &str) {
     if needs_escapes(text) {
         serde_json::to_writer(out, text).expect("a string always serialises, and a Vec takes every byte");
     } else {
-        write_plain(out, text);
+        write_all(out, ["\"", text, "\""]);
     }
 }
 
@@ -121,13 +121,6 @@ pub fn max_json_bytes(text: &str) -> usize {
     text.len() * most_of_a_byte + 2
 }
 
-/// Appends as a JSON string what needs no escapes.
-pub(crate) fn write_plain(out: &mut Vec<u8>, text: &str) {
-    out.push(b'"');
-    out.extend_from_slice(text.as_bytes());
-    out.push(b'"');
-}
-
 /// Appends `number` in decimal.
 pub fn write_number(out: &mut Vec<u8>, number: i32) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
@@ -135,7 +128,7 @@ pub fn write_number(out: &mut Vec<u8>, number: i32) {
 
 /// Whether a JSON string cannot hold the text as it is. Nearly all can, and copying is many times faster than looking for
 /// escapes one by one.
-pub(crate) fn needs_escapes(text: &str) -> bool {
+fn needs_escapes(text: &str) -> bool {
     // Looks at every byte: without an early end, several are compared at a time.
     text.bytes().fold(false, |found, byte| found | (byte < b' ') | (byte == b'"') | (byte == b'\\'))
 }

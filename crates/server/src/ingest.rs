@@ -66,10 +66,11 @@ pub struct Config {
 
 impl Config {
     /// Of one batch. An ordinary one takes one and a half times its body; what would make it take more than three times the
-    /// largest body and some more is lost. No kube-apiserver sends such: it takes bodies made of nothing but tiny events, or
+    /// largest body, and one event and the names of namespaces more, is lost. No kube-apiserver sends such: it takes bodies made of nothing but tiny events, or
     /// of bytes that are no text.
     pub fn max_batch_bytes(&self) -> u64 {
-        self.enough_batch_bytes() + batch::max_bytes(MAX_EVENT_BYTES) as u64
+        // An event that creates a namespace has 190 bytes at least besides the name. Of those that came too late 75 and the name are kept.
+        self.enough_batch_bytes() + self.max_body_bytes / 2 + batch::max_bytes(MAX_EVENT_BYTES) as u64
     }
 
     /// A batch that has as much takes no more events. One that had less took one more, of [`MAX_EVENT_BYTES`] at most.
@@ -245,10 +246,8 @@ impl Ingest {
             Item::Event(event, _) if batch.bytes() as u64 >= self.config.enough_batch_bytes() => {
                 count(&self.metrics.dropped_events, "oversize");
                 batch.note_lost(GapReason::Oversize);
-                if let (true, Attribution::Namespace(namespace)) = (creates_namespace(event), attribute(event)) {
-                    // Its place is the floor of what the new owner sees.
-                    batch.push_dropped(event, Some(namespace), GapReason::Oversize);
-                    batch.note_creation();
+                if let Attribution::Namespace(namespace) = attribute(event) {
+                    note_creation(event, namespace, batch);
                 }
             }
             Item::Event(event, json) => self.append_event(event, json, batch),
@@ -274,42 +273,27 @@ impl Ingest {
                 None
             }
         };
-        let stored = match Excess::of(json) {
+        if let Some(namespace) = namespace {
+            // Of the whole event: what is cut off the query of one that is too long could say that it was a dry run.
+            note_creation(event, namespace, batch);
+        }
+        match Excess::of(json) {
             // A pretty-printing sender's.
             None if event.has_line_breaks => self.append_compact(json, namespace, batch),
-            None => {
-                batch.push(event, json, namespace);
-                true
-            }
+            None => batch.push(event, json, namespace),
             Some(excess) => self.append_truncated(json, excess, namespace, batch),
-        };
-        // Of the whole event: what was cut off the query of one that was too long could have said that it was a dry run.
-        if stored && creates_namespace(event) {
-            batch.note_creation();
         }
     }
 
-    /// Whether the event is one without its line breaks too, as it should be.
-    fn append_compact(&self, json: &str, namespace: Option<&str>, batch: &mut BatchBuilder<'_>) -> bool {
+    fn append_compact(&self, json: &str, namespace: Option<&str>, batch: &mut BatchBuilder<'_>) {
         let json = compact(json);
         match Event::parse(&json) {
             Ok(event) => batch.push_made(&event, &json, namespace),
-            Err(_) => {
-                self.drop_malformed(batch);
-                return false;
-            }
+            Err(_) => self.drop_malformed(batch),
         }
-        true
     }
 
-    /// Whether anything is left of the event that was too much.
-    fn append_truncated(
-        &self,
-        json: &str,
-        excess: Excess,
-        namespace: Option<&str>,
-        batch: &mut BatchBuilder<'_>,
-    ) -> bool {
+    fn append_truncated(&self, json: &str, excess: Excess, namespace: Option<&str>, batch: &mut BatchBuilder<'_>) {
         let shorter = compact(&truncate(json));
         match (Event::parse(&shorter), Excess::of(&shorter)) {
             (Ok(event), None) => {
@@ -318,14 +302,14 @@ impl Ingest {
             }
             (Ok(event), Some(Excess::Size)) => {
                 count(&self.metrics.dropped_events, "oversize");
-                batch.push_dropped(&event, namespace, GapReason::Oversize);
+                if (batch.bytes() + 4 * shorter.len()) as u64 <= self.config.enough_batch_bytes() {
+                    batch.push_dropped(&event, namespace, GapReason::Oversize);
+                } else {
+                    batch.note_lost(GapReason::Oversize);
+                }
             }
-            (Ok(_), Some(Excess::Depth)) | (Err(_), _) => {
-                self.drop_malformed(batch);
-                return false;
-            }
+            (Ok(_), Some(Excess::Depth)) | (Err(_), _) => self.drop_malformed(batch),
         }
-        true
     }
 
     /// Whether the event is this server's own review, which would come back as an event for as long as anybody watches.
@@ -349,6 +333,13 @@ impl Ingest {
         self.metrics.batches.inc();
         self.metrics.events.inc_by(events as u64);
         debug!(events, bytes, "batch published");
+    }
+}
+
+/// Notes where a namespace begins, if the event says that it was created: what came before is not for the new owner.
+fn note_creation(event: &Event<'_>, namespace: &str, batch: &mut BatchBuilder<'_>) {
+    if creates_namespace(event) {
+        batch.note_creation(namespace);
     }
 }
 

@@ -5,6 +5,7 @@
 
 use tracing::info;
 
+use crate::ingest::batch::MAX_EVENT_LISTS_BYTES;
 use crate::ingest::duplicates;
 use crate::listener;
 use crate::serve::Config;
@@ -37,8 +38,8 @@ pub fn bound(config: &Config) -> [Term; TERMS] {
         // Bodies that are being received or read.
         term("in_flight", config.ingest.max_inflight_bytes),
         // One at a time is made into a batch: as text, where it is none each byte becomes three, what of the batch is not in that,
-        // and the batch itself.
-        term("processing", 3 * body + 2 * batch),
+        // the batch itself, and the lists of one event.
+        term("processing", 3 * body + 2 * batch + MAX_EVENT_LISTS_BYTES as u64),
         // The newest batch stays even if it alone is over the bound.
         term("retained", (config.retain.retain_bytes as u64).max(batch)),
         // What classes keep, what connections send and what readers pin who take nothing.

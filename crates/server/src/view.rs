@@ -20,7 +20,7 @@ const MASK: &str = "***";
 /// A longer query is masked as one.
 ///
 /// Masks can make a query two and a half times as long (`=&` becomes `=***&`), so what is shown of an event is longer than
-/// the event itself by three halves of this and a few empty fields at most. Who reads a URI by eye has long given up here:
+/// the event itself by three halves of this at most. Who reads a URI by eye has long given up here:
 /// kubectl's own queries, command lines of `exec` included, are some hundred bytes.
 pub const MAX_QUERY_BYTES: usize = 4096;
 
@@ -81,9 +81,10 @@ pub fn withheld_from(part: Part, event: &Event<'_>) -> Audience {
     }
 }
 
-/// By which name a part is said to have been withheld; `None` for those that are not mentioned. `member` are its bytes.
-pub fn withheld_name(part: Part, member: &str) -> Option<Cow<'_, str>> {
-    Some(Cow::Borrowed(match part {
+/// By which name a part is said to have been withheld; `None` for those that are not mentioned. One that is not known has the name
+/// that the event gives it: [`name_of_member`].
+pub fn withheld_name(part: Part) -> Option<&'static str> {
+    Some(match part {
         // The object has its own.
         Part::ObjectField => return None,
         Part::RequestUri => "requestURI",
@@ -97,9 +98,13 @@ pub fn withheld_name(part: Part, member: &str) -> Option<Cow<'_, str>> {
         Part::RequestObject => "requestObject",
         Part::ResponseObject => "responseObject",
         Part::Annotation => "annotations",
-        Part::Unknown => return Reader::new(member.strip_prefix(',').unwrap_or(member)).string().ok(),
-        Part::UnknownNested => return None,
-    }))
+        Part::Unknown | Part::UnknownNested => return None,
+    })
+}
+
+/// The name of a part that is a member of the event, from its bytes.
+pub fn name_of_member(member: &str) -> Option<Cow<'_, str>> {
+    Reader::new(member.strip_prefix(',').unwrap_or(member)).string().ok()
 }
 
 /// A request URI without what a client may have carried in it; `None` where nothing had to be masked.

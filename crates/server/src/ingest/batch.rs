@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use audit_stream_api::Resource;
-use audit_stream_api::audit::{Event, Part};
+use audit_stream_api::audit::{self, Event, Part};
 use audit_stream_api::json;
 use audit_stream_api::object::{GapReason, max_json_bytes, write_json, write_number};
 use audit_stream_api::selector::Field;
@@ -23,20 +23,19 @@ pub struct Batch {
     lists: Box<[Span]>,
     /// What is withheld of all events.
     cuts: Box<[Cut]>,
-    /// Indices of the events that created their namespace.
-    creations: Box<[u32]>,
+    creations: Box<[Creation]>,
     lost: Option<GapReason>,
 }
 
 /// Makes a [`Batch`] of a body whose text it borrows from until it is built.
 ///
-/// The text is put together in the end, when it is known how much there is: one allocation, and each byte is copied once. An
-/// ordinary batch takes, while it is made, the body and one and a half times that. At worst it takes the body, three times that for one
-/// that is no text, what the batch takes ([`MAX_BATCH_FACTOR`] times that), and as much again; and for the event that is being read
-/// 24 bytes for each item of its lists, which are three bytes of the body at least, and as much again while such a list grows.
+/// The text is put together in the end, when it is known how much there is, in one allocation. An ordinary batch takes, while it is
+/// made, the body and one and a half times that. At worst it takes the body, three times that for one that is no text, what the batch
+/// takes ([`MAX_BATCH_FACTOR`] times that), and as much again; and what one event's lists take while it is read: see
+/// [`MAX_EVENT_LISTS_BYTES`].
 #[derive(Debug, Default)]
 pub struct BatchBuilder<'a> {
-    pieces: Vec<Piece<'a>>,
+    texts: Vec<EventText<'a>>,
     /// All text that is not in the body as it is.
     beside: Vec<u8>,
     /// Of the text that the batch will have.
@@ -44,13 +43,13 @@ pub struct BatchBuilder<'a> {
     events: Vec<Stored>,
     lists: Vec<Span>,
     cuts: Vec<Cut>,
-    creations: Vec<u32>,
+    creations: Vec<Creation>,
     lost: Option<GapReason>,
 }
 
 /// The text of one event: of the body, and then of [`BatchBuilder::beside`], as far as there.
 #[derive(Debug)]
-struct Piece<'a> {
+struct EventText<'a> {
     in_body: &'a str,
     beside_end: usize,
 }
@@ -62,22 +61,25 @@ pub struct StoredEvent<'a> {
     stored: &'a Stored,
 }
 
-/// The largest body whose batch is sure to be addressed by 32 bits: a quarter of what they reach, and no batch is let become four
-/// times as large as the largest body.
-pub const MAX_BODY_BYTES: u64 = u32::MAX as u64 / 4;
+/// The largest body whose batch is sure to be addressed by 32 bits: a batch takes less than ten times as much.
+pub const MAX_BODY_BYTES: u64 = u32::MAX as u64 / (MAX_BATCH_FACTOR as u64 + 1);
 
 /// A batch's bytes are at most so many times its body's, and a hundred besides: see [`max_bytes`].
 ///
 /// Of a byte of an event come at most: itself; itself again as part of a decoded value; and if it is a part of a URI with something
 /// to mask, itself once more in the masked URI. A byte that is no text counts three, which makes nine. Everything else stays
 /// below that: masks make a query two and a half times as long (`=&`: 5 in all); an item of a list costs a place (`"",`: 4), and so
-/// does a field that is unknown (`"":0,`: 4); an event costs its places and is never shorter than its 70 bytes of required names (4).
+/// does a field that is unknown (`"":0,`: 4); an event costs its places and is never shorter than its 70 bytes of required names (5).
 pub const MAX_BATCH_FACTOR: usize = 9;
 
 /// The most that [`Batch::bytes`] says of what comes from a body of `body_bytes`.
 pub const fn max_bytes(body_bytes: usize) -> usize {
     size_of::<Batch>() + MAX_BATCH_FACTOR * body_bytes
 }
+
+/// What the lists of the event that is being read take: 24 bytes for each of their items, 40 for each name of one that is truncated,
+/// three times that while a list grows, and all of it twice where the event is read again.
+pub const MAX_EVENT_LISTS_BYTES: usize = 2 * 3 * 40 * audit::MAX_ITEMS;
 
 /// Of a dropped event, a longer value is stored as if it were absent: nobody selects by a value that they have to page
 /// through, and one like that is what the event was dropped for. Items of lists are kept however many there are, or a
@@ -114,6 +116,13 @@ struct Cut {
     bytes: Span,
 }
 
+/// A namespace was created by the event that is the first of those from `index` on, if that could be kept.
+#[derive(Debug, Clone, Copy)]
+struct Creation {
+    index: u32,
+    namespace: Span,
+}
+
 /// A place in the text, in an event or in one of the lists.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Span {
@@ -126,65 +135,56 @@ struct Span {
 impl<'a> BatchBuilder<'a> {
     /// Appends an event of the body. `json` are its bytes, on one line, which `event` borrows from; `namespace` is the attributed one.
     pub fn push(&mut self, event: &Event<'_>, json: &'a str, namespace: Option<&str>) {
-        self.add(event, json, Some(json), namespace);
+        let members = without_braces(json);
+        let stored = self.places(members).whole(event, namespace);
+        self.store(stored, members);
     }
 
     /// The same for an event that is not in the body as it is.
     pub fn push_made(&mut self, event: &Event<'_>, json: &str, namespace: Option<&str>) {
-        self.add(event, json, None, namespace);
-    }
-
-    fn add(&mut self, event: &Event<'_>, json: &str, in_body: Option<&'a str>, namespace: Option<&str>) {
-        debug_assert!(!event.has_line_breaks, "they would break the frame in two");
-        let in_body = in_body.map_or("", without_braces);
-        let mut texts = Texts::new(self.text_bytes, in_body.len(), &mut self.beside);
-        texts.add_members(without_braces(json));
-        // What has no namespace is never seen by a reader of one.
-        let masked_uri = namespace.and_then(|_| view::mask_uri(&event.request_uri));
-        let mut stored = texts.selectable(event, namespace, masked_uri.as_deref(), usize::MAX, &mut self.lists);
-        let seconds = event.stage_timestamp.as_deref().and_then(whole_seconds);
-        stored.creation_timestamp = seconds.map(|seconds| texts.span(seconds));
-        stored.cuts = self.cut(event, namespace.is_some(), masked_uri.is_some());
-        self.store(stored, in_body);
+        let mut places = self.places("");
+        places.append_members(without_braces(json));
+        let stored = places.whole(event, namespace);
+        self.store(stored, "");
     }
 
     /// Appends an event of which readers get nothing but the news that it is missing: its place in the batch, and what says
-    /// whose it would have been.
+    /// whose it would have been. That takes at most four times what the event takes as JSON.
     pub fn push_dropped(&mut self, event: &Event<'_>, namespace: Option<&str>, reason: GapReason) {
-        let mut texts = Texts::new(self.text_bytes, 0, &mut self.beside);
-        let masked_uri = namespace.and_then(|_| view::mask_uri(&event.request_uri));
-        let masked_uri = masked_uri.as_deref();
-        let stored = texts.selectable(event, namespace, masked_uri, MAX_DROPPED_VALUE_BYTES, &mut self.lists);
+        let stored = self.places("").selectable(event, namespace, MAX_DROPPED_VALUE_BYTES);
         self.store(Stored { dropped: Some(reason), ..stored }, "");
     }
 
-    /// Notes what is withheld of an event from those who may get it.
-    fn cut(&mut self, event: &Event<'_>, has_namespace: bool, has_masked_uri: bool) -> Span {
-        let start = self.cuts.len();
-        let cuts = event.parts.iter().map(|placed| Cut {
-            part: placed.part,
-            from: view::withheld_from(placed.part, event),
-            // Less the brace.
-            bytes: Span::new(placed.bytes.start - 1, placed.bytes.len()),
-        });
-        self.cuts.extend(cuts.filter(|cut| {
-            (has_namespace || cut.from == Audience::Everybody) && (has_masked_uri || cut.part != Part::RequestUri)
-        }));
-        Span::new(start, self.cuts.len() - start)
+    /// Notes that a namespace was created, by the event that is appended next if there is one.
+    pub fn note_creation(&mut self, namespace: &str) {
+        let namespace = self.places("").append(namespace);
+        self.note_text("");
+        let index = u32::try_from(self.events.len()).expect("an event takes more than a byte");
+        self.creations.push(Creation { index, namespace });
+    }
+
+    /// Finds places for the texts of what comes next, of which `in_body` is in the body.
+    fn places(&mut self, in_body: &str) -> Places<'_> {
+        Places {
+            beside_offset: self.text_bytes + in_body.len() - self.beside.len(),
+            beside: &mut self.beside,
+            lists: &mut self.lists,
+            cuts: &mut self.cuts,
+            members: Span::new(self.text_bytes, in_body.len()),
+            copied_from: Some(in_body.as_ptr() as usize),
+        }
     }
 
     fn store(&mut self, stored: Stored, in_body: &'a str) {
-        let beside_start = self.pieces.last().map_or(0, |last| last.beside_end);
-        let piece = Piece { in_body, beside_end: self.beside.len() };
-        self.text_bytes += in_body.len() + piece.beside_end - beside_start;
-        self.pieces.push(piece);
+        self.note_text(in_body);
         self.events.push(stored);
     }
 
-    /// Notes that the event appended last says that its namespace was created.
-    pub fn note_creation(&mut self) {
-        let last = self.events.len().checked_sub(1);
-        self.creations.extend(last.and_then(|last| u32::try_from(last).ok()));
+    fn note_text(&mut self, in_body: &'a str) {
+        let beside_start = self.texts.last().map_or(0, |last| last.beside_end);
+        let beside_end = self.beside.len();
+        self.text_bytes += in_body.len() + beside_end - beside_start;
+        self.texts.push(EventText { in_body, beside_end });
     }
 
     /// Notes that there was more than could be used.
@@ -194,8 +194,8 @@ impl<'a> BatchBuilder<'a> {
 
     /// What it takes so far.
     pub fn bytes(&self) -> usize {
-        let places = size_of_val(&*self.events) + size_of_val(&*self.lists) + size_of_val(&*self.cuts);
-        self.text_bytes + places
+        let lists = size_of_val(&*self.lists) + size_of_val(&*self.cuts) + size_of_val(&*self.creations);
+        self.text_bytes + size_of_val(&*self.events) + lists
     }
 
     /// Whether there is nothing for a reader to learn from it.
@@ -213,7 +213,7 @@ impl<'a> BatchBuilder<'a> {
 
     fn text(&self) -> Box<[u8]> {
         let (mut text, mut beside_start) = (Vec::with_capacity(self.text_bytes), 0);
-        for Piece { in_body, beside_end } in &self.pieces {
+        for EventText { in_body, beside_end } in &self.texts {
             text.extend_from_slice(in_body.as_bytes());
             text.extend_from_slice(&self.beside[beside_start..*beside_end]);
             beside_start = *beside_end;
@@ -253,34 +253,25 @@ fn single_value<'e>(event: &'e Event<'_>, field: Field) -> &'e str {
     }
 }
 
-/// Finds places for the texts of one event.
-struct Texts<'a> {
+/// Where the texts of one event lie in its batch.
+struct Places<'a> {
     /// What is not in the body, of all events.
     beside: &'a mut Vec<u8>,
-    /// How far this event's are behind where they are in that, in the batch's text.
+    /// How much further behind this event's are in the batch's text.
     beside_offset: usize,
-    /// Where its first text is in the batch's.
-    start: usize,
-    in_body: usize,
+    lists: &'a mut Vec<Span>,
+    cuts: &'a mut Vec<Cut>,
+    /// The event's own bytes, without braces.
     members: Span,
-    /// The address of the bytes that `members` are a copy of.
+    /// The address of the bytes that those are a copy of.
     copied_from: Option<usize>,
 }
 
-impl<'a> Texts<'a> {
-    /// For an event whose text begins at `start`, with so many bytes that are in the body.
-    fn new(start: usize, in_body: usize, beside: &'a mut Vec<u8>) -> Self {
-        let beside_offset = start + in_body - beside.len();
-        Self { beside, beside_offset, start, in_body, members: Span::default(), copied_from: None }
-    }
-
-    /// The event's own bytes.
-    fn add_members(&mut self, members: &str) {
+impl Places<'_> {
+    /// The event's own bytes, where they are not in the body.
+    fn append_members(&mut self, members: &str) {
         self.copied_from = Some(members.as_ptr() as usize);
-        self.members = match self.in_body {
-            0 => self.append(members),
-            in_body => Span::new(self.start, in_body),
-        };
+        self.members = self.append(members);
     }
 
     fn append(&mut self, text: &str) -> Span {
@@ -305,15 +296,18 @@ impl<'a> Texts<'a> {
         }
     }
 
+    fn whole(mut self, event: &Event<'_>, namespace: Option<&str>) -> Stored {
+        debug_assert!(!event.has_line_breaks, "they would break the frame in two");
+        let mut stored = self.selectable(event, namespace, usize::MAX);
+        let seconds = event.stage_timestamp.as_deref().and_then(whole_seconds);
+        stored.creation_timestamp = seconds.map(|seconds| self.span(seconds));
+        let is_masked = stored.masked_uri != stored.values[Field::RequestUri as usize];
+        stored.cuts = self.cut(event, is_masked);
+        stored
+    }
+
     /// What selectors compare, and the event's own bytes. A value of more than `longest` bytes counts as absent.
-    fn selectable(
-        &mut self,
-        event: &Event<'_>,
-        namespace: Option<&str>,
-        masked_uri: Option<&str>,
-        longest: usize,
-        lists: &mut Vec<Span>,
-    ) -> Stored {
+    fn selectable(&mut self, event: &Event<'_>, namespace: Option<&str>, longest: usize) -> Stored {
         let kept = |value: &str| value.len() <= longest;
         let mut values = [Span::default(); Field::ALL.len()];
         for field in Field::ALL {
@@ -326,17 +320,33 @@ impl<'a> Texts<'a> {
         let namespace = namespace.map(|namespace| self.span(namespace));
         values[Field::MetadataNamespace as usize] = namespace.unwrap_or_default();
         let mut list = |values: &[Cow<'_, str>]| {
-            let start = lists.len();
-            lists.extend(values.iter().map(|value| self.span(if kept(value) { value } else { "" })));
+            let start = self.lists.len();
+            for value in values {
+                let place = self.span(if kept(value) { value } else { "" });
+                self.lists.push(place);
+            }
             Span::new(start, values.len())
         };
         let groups = list(&event.user.groups);
         let source_ips = list(&event.source_ips);
-        let masked_uri = match masked_uri {
-            Some(masked) => self.append(if kept(masked) { masked } else { "" }),
+        let masked_uri = match view::mask_uri(&event.request_uri) {
+            Some(masked) => self.append(if kept(&masked) { &masked } else { "" }),
             None => values[Field::RequestUri as usize],
         };
         Stored { namespace, members: self.members, values, masked_uri, groups, source_ips, ..Stored::default() }
+    }
+
+    /// What is withheld, and from whom.
+    fn cut(&mut self, event: &Event<'_>, is_masked: bool) -> Span {
+        let start = self.cuts.len();
+        let cuts = event.parts.iter().map(|placed| Cut {
+            part: placed.part,
+            from: view::withheld_from(placed.part, event),
+            // Less the brace.
+            bytes: Span::new(placed.bytes.start - 1, placed.bytes.len()),
+        });
+        self.cuts.extend(cuts.filter(|cut| is_masked || cut.part != Part::RequestUri));
+        Span::new(start, self.cuts.len() - start)
     }
 }
 
@@ -451,15 +461,20 @@ impl Batch {
         self.lost
     }
 
-    /// The attributed events that say that their namespace was created: index in the batch, and the namespace.
+    /// The namespaces that were created, each with the index of the event that says so, or, if that could not be kept, of the
+    /// one that would have come next.
     pub fn created_namespaces(&self) -> impl Iterator<Item = (u32, &str)> {
-        self.creations.iter().filter_map(|&index| Some((index, self.event(index).namespace()?)))
+        self.creations.iter().map(|creation| (creation.index, self.str(creation.namespace)))
     }
 
     /// What it costs to retain.
     pub fn bytes(&self) -> usize {
         let lists = size_of_val(&*self.lists) + size_of_val(&*self.cuts) + size_of_val(&*self.creations);
         size_of::<Self>() + self.text.len() + size_of_val(&*self.events) + lists
+    }
+
+    fn str(&self, span: Span) -> &str {
+        std::str::from_utf8(span.of(&self.text)).expect("a span covers whole strings")
     }
 }
 
@@ -487,8 +502,8 @@ impl<'a> StoredEvent<'a> {
         let mut at = 0;
         for cut in self.cuts(resource) {
             append_members(out, &members[at..cut.bytes.start as usize]);
-            if cut.part == Part::RequestUri {
-                write_json(out, self.str(self.stored.masked_uri));
+            if let Some(instead) = self.instead_of(cut) {
+                write_json(out, instead);
             }
             at = cut.bytes.end();
         }
@@ -497,24 +512,30 @@ impl<'a> StoredEvent<'a> {
 
     /// How many bytes [`StoredEvent::write_fields`] appends at most.
     pub fn max_fields_bytes(self, resource: Resource) -> usize {
-        let cuts = self.cuts(resource).map(|cut| {
-            let instead =
-                if cut.part == Part::RequestUri { max_json_bytes(self.str(self.stored.masked_uri)) } else { 0 };
-            (cut.bytes.len as usize, instead)
-        });
-        let (cut, instead) = cuts.fold((0, 0), |sums, bytes| (sums.0 + bytes.0, sums.1 + bytes.1));
-        self.stored.members.len as usize + instead - cut
+        let members = self.stored.members.len as usize;
+        self.cuts(resource).fold(members, |sum, cut| {
+            let instead = self.instead_of(cut).map_or(0, max_json_bytes);
+            sum - cut.bytes.len as usize + instead
+        })
     }
 
-    /// The names of what [`StoredEvent::write_fields`] withholds, each once.
+    /// The names of what [`StoredEvent::write_fields`] withholds.
     pub fn withheld_names(self, resource: Resource) -> impl Iterator<Item = Cow<'a, str>> {
-        let mut last = None;
-        self.cuts(resource).filter_map(move |cut| {
-            let repeated = cut.part == Part::Annotation && last.replace(cut.part) == Some(cut.part);
-            let member =
-                Span::new(self.stored.members.start as usize + cut.bytes.start as usize, cut.bytes.len as usize);
-            view::withheld_name(cut.part, self.str(member)).filter(|_| !repeated)
+        let mut names_annotations = false;
+        self.cuts(resource).filter_map(move |cut| match cut.part {
+            // There may be several.
+            Part::Annotation if std::mem::replace(&mut names_annotations, true) => None,
+            Part::Unknown => {
+                let member = Span { start: self.stored.members.start + cut.bytes.start, ..cut.bytes };
+                view::name_of_member(self.str(member))
+            }
+            known => view::withheld_name(known).map(Cow::Borrowed),
         })
+    }
+
+    /// What stands where something was cut.
+    fn instead_of(self, cut: &Cut) -> Option<&'a str> {
+        (cut.part == Part::RequestUri).then(|| self.str(self.stored.masked_uri))
     }
 
     fn cuts(self, resource: Resource) -> impl Iterator<Item = &'a Cut> {
@@ -546,7 +567,7 @@ impl<'a> StoredEvent<'a> {
     }
 
     fn str(self, span: Span) -> &'a str {
-        std::str::from_utf8(span.of(&self.batch.text)).expect("a span covers whole strings")
+        self.batch.str(span)
     }
 }
 

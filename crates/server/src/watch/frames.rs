@@ -127,8 +127,8 @@ pub(super) fn indices_after(entry: &Entry<Batch>, at: Sequence) -> std::ops::Ran
     u32::try_from(passed).map_or(all.end, |passed| passed.min(all.end))..all.end
 }
 
-/// What an event's frame takes at most, but close to it: a piece is cut by the sum, and what is less of one is not used. A gap on it
-/// takes [`gap_bytes`] more.
+/// What an event's frame takes at most, but close to it unless a masked URI has escapes: a piece is cut by the sum, and what is less
+/// of one is not used. A gap on it takes [`gap_bytes`] more.
 pub(super) fn frame_bytes(resource: Resource, event: StoredEvent<'_>) -> usize {
     let labels = [event.namespace(), event.creation_timestamp()].into_iter().flatten().map(str::len).sum::<usize>();
     let names = event.withheld_names(resource).map(|name| object::max_json_bytes(&name)).sum::<usize>();

@@ -700,9 +700,11 @@ fn creation(before: &str, created: &str) -> Batch {
         let json = format!(
             r#"{{"level":"Metadata","auditID":"{id}","stage":"ResponseComplete","requestURI":"/","verb":"create","user":{{}}}}"#
         );
+        if id == created {
+            builder.note_creation("shop");
+        }
         builder.push_made(&Event::parse(&json).unwrap(), &json, Some("shop"));
     }
-    builder.note_creation();
     builder.build()
 }
 
