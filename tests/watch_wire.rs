@@ -62,7 +62,7 @@ const NAMESPACED_EVENT_FRAME: &str = concat!(
     r#""level":"RequestResponse","auditID":"id-1","stage":"ResponseComplete","#,
     r#""requestURI":"/apis/apps/v1/namespaces/shop/deployments?dryRun=All&token=***","verb":"create","#,
     r#""user":{"username":"alice","groups":["dev","system:authenticated"]},"#,
-    r#""impersonatedUser":{"username":"bob","groups":["ops"]},"userAgent":"kubectl <&>","#,
+    r#""impersonatedUser":{"username":"bob","groups":["ops"]},"userAgent":"kubectl \u003c\u0026\u003e","#,
     r#""objectRef":{"resource":"deployments","namespace":"shop","name":"web","apiGroup":"apps","apiVersion":"v1"},"#,
     r#""responseStatus":{"metadata":{},"code":201},"#,
     r#""requestReceivedTimestamp":"2026-11-20T15:00:00.123456Z","stageTimestamp":"2026-11-20T15:00:00.125456Z","#,
