@@ -52,8 +52,9 @@ pub struct Event<'a> {
 /// that upstream adds is [`Part::Unknown`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// `kind`, `apiVersion` or `metadata`, which items of v1beta1 lists carry and those of v1 do not. A watch client needs others.
-    ObjectField,
+    /// `TypeMeta` or `ObjectMeta`: `kind`, `apiVersion`, `metadata`, which items of v1beta1 lists carry and those of v1 do not. A
+    /// watch client needs others.
+    Meta,
     /// The value of `requestURI`.
     RequestUri,
     /// `user.uid`.
@@ -157,7 +158,7 @@ enum Field {
     RequestReceivedTimestamp,
     StageTimestamp,
     Annotations,
-    ObjectField,
+    Meta,
 }
 
 /// In upstream's order.
@@ -178,9 +179,9 @@ static FIELDS: [Known<Field>; 19] = [
     Known::new("requestReceivedTimestamp", Field::RequestReceivedTimestamp),
     Known::new("stageTimestamp", Field::StageTimestamp),
     Known::new("annotations", Field::Annotations),
-    Known::new("kind", Field::ObjectField),
-    Known::new("apiVersion", Field::ObjectField),
-    Known::new("metadata", Field::ObjectField),
+    Known::new("kind", Field::Meta),
+    Known::new("apiVersion", Field::Meta),
+    Known::new("metadata", Field::Meta),
 ];
 
 /// The annotations that name a decision and not a content.
@@ -372,7 +373,7 @@ impl<'a> Event<'a> {
             Field::RequestReceivedTimestamp => read_shown_string(reader)?,
             Field::StageTimestamp => self.stage_timestamp = reader.optional(Reader::string)?,
             Field::Annotations => drop(reader.optional(|reader| self.read_annotations(reader, parts))?),
-            Field::ObjectField => parts.member(Part::ObjectField, reader, Reader::skip)?,
+            Field::Meta => parts.member(Part::Meta, reader, Reader::skip)?,
         }
         Ok(())
     }
@@ -647,8 +648,8 @@ mod tests {
             (Part::RequestObject, r#","requestObject":1"#),
             (Part::ResponseObject, r#","responseObject":{}"#),
             (Part::Unknown, r#","authenticationMetadata":{"a":1}"#),
-            (Part::ObjectField, r#","kind":"Event""#),
-            (Part::ObjectField, r#","metadata":{"name":"x"}"#),
+            (Part::Meta, r#","kind":"Event""#),
+            (Part::Meta, r#","metadata":{"name":"x"}"#),
         ];
         assert_eq!(parts(all), expected);
         assert_eq!(

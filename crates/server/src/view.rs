@@ -63,7 +63,7 @@ pub enum Audience {
 /// Who does not get a part of this event. The URI is not left out but masked, where [`mask_uri`] finds something to mask.
 pub fn withheld_from(part: Part, event: &Event<'_>) -> Audience {
     match part {
-        Part::ObjectField => Audience::Everybody,
+        Part::Meta => Audience::Everybody,
         Part::RequestObject | Part::ResponseObject if bodies_are_credentials(event) => Audience::Everybody,
         Part::RequestUri
         | Part::UserUid
@@ -86,7 +86,7 @@ pub fn withheld_from(part: Part, event: &Event<'_>) -> Audience {
 pub fn withheld_name(part: Part) -> Option<&'static str> {
     Some(match part {
         // The object has its own.
-        Part::ObjectField => return None,
+        Part::Meta => return None,
         Part::RequestUri => "requestURI",
         Part::UserUid => "user.uid",
         Part::UserExtra => "user.extra",

@@ -77,8 +77,10 @@ pub const fn max_bytes(body_bytes: usize) -> usize {
     size_of::<Batch>() + MAX_BATCH_FACTOR * body_bytes
 }
 
-/// What the lists of the event that is being read take: 24 bytes for each of their items, 40 for each name of one that is truncated,
-/// three times that while a list grows, and all of it twice where the event is read again.
+/// What the lists of the event that is being read take.
+///
+/// An item takes 24 bytes, and a name of one that is truncated 40; while a list grows it is there three times, and all of it twice where
+/// the event is read again.
 pub const MAX_EVENT_LISTS_BYTES: usize = 2 * 3 * 40 * audit::MAX_ITEMS;
 
 /// Of a dropped event, a longer value is stored as if it were absent: nobody selects by a value that they have to page
