@@ -206,6 +206,54 @@ async fn what_a_namespaces_reader_may_not_see_is_absent_and_named() -> Result<()
     Ok(())
 }
 
+/// Where a field is in an event, its value in [`full_event`], and the name by which it is withheld.
+const HIDDEN_BY_DEFAULT: [(&str, &str, &str); 4] = [
+    ("/user/uid", r#""u-1""#, "user.uid"),
+    ("/user/extra", r#"{"example.com/scope":["a"]}"#, "user.extra"),
+    ("/sourceIPs", r#"["10.0.0.7","192.168.1.1"]"#, "sourceIPs"),
+    (
+        "/annotations/authorization.k8s.io~1reason",
+        r#""RBAC: allowed by ClusterRoleBinding \"testplane\" of ClusterRole \"edit\" to User \"alice\"""#,
+        "",
+    ),
+];
+
+#[tokio::test]
+async fn what_is_hidden_by_default_is_shown_one_by_one() -> Result<()> {
+    for (number, shown) in HIDDEN_BY_DEFAULT.iter().enumerate() {
+        let stage = Stage::with(|config| {
+            let revealed = &mut config.watch.revealed;
+            let flags = [
+                &mut revealed.user_uid,
+                &mut revealed.user_extra,
+                &mut revealed.source_ips,
+                &mut revealed.authorization_reason,
+            ];
+            *flags.into_iter().nth(number).expect("there are four") = true;
+        })
+        .await?;
+        let reader = stage.reader("alice", "shop").await?;
+        let mut watch = reader.watch(&namespaced("shop")).await?;
+        let sender = stage.sender().await?;
+        sender.send(full_event());
+        sender.flush().await?;
+        let event = read_until(&mut watch, "id-1").await?.remove(0);
+        let names = event["metadata"]["annotations"][WITHHELD].as_str().context("there is more to withhold")?;
+        for (place, value, name) in &HIDDEN_BY_DEFAULT {
+            let is_shown = *place == shown.0;
+            let expected = is_shown.then(|| serde_json::from_str(value)).transpose()?;
+            assert_eq!(event.pointer(place), expected.as_ref(), "{place} beside {}", shown.0);
+            let named = names.split(',').any(|named| named == *name);
+            assert_eq!(named, !is_shown && !name.is_empty(), "{name} in {names}");
+        }
+        let raw = String::from_utf8(watch.raw().to_vec())?;
+        assert!(!raw.contains("hunter2") && names.contains("annotations"), "{raw}");
+        let selected = reader.watch(&(namespaced("shop") + "&fieldSelector=sourceIPs%3D10.0.0.7")).await;
+        assert_eq!(selected.is_ok(), shown.0 == "/sourceIPs", "a selector sees what is shown");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn live_credentials_are_nobodys_to_read() -> Result<()> {
     let stage = Stage::start().await?;

@@ -75,8 +75,10 @@ pub enum Part {
     RequestObject,
     /// `responseObject`: the response's body, at level `RequestResponse`.
     ResponseObject,
-    /// An annotation, but for those that name a decision and not a content: [`DECISION_ANNOTATION`], [`TRUNCATED_ANNOTATION`],
-    /// `k8s.io/deprecated` and `k8s.io/removed-release`.
+    /// The annotation that says by which binding and role the request was allowed.
+    AuthorizationReason,
+    /// Another annotation, but for those that name a decision and not a content: [`DECISION_ANNOTATION`],
+    /// [`TRUNCATED_ANNOTATION`], `k8s.io/deprecated` and `k8s.io/removed-release`.
     Annotation,
     /// A field of the event that is not known.
     Unknown,
@@ -184,18 +186,22 @@ static FIELDS: [Known<Field>; 19] = [
     Known::new("metadata", Field::Meta),
 ];
 
-/// The annotations that name a decision and not a content.
+/// The annotations whose names are known.
 #[derive(Debug, Clone, Copy)]
-enum PlainAnnotation {
+enum Annotation {
     Decision,
-    Other,
+    Reason,
+    /// It names a decision and not a content.
+    Plain,
 }
 
-static PLAIN_ANNOTATIONS: [Known<PlainAnnotation>; 4] = [
-    Known::new(DECISION_ANNOTATION, PlainAnnotation::Decision),
-    Known::new(TRUNCATED_ANNOTATION, PlainAnnotation::Other),
-    Known::new("k8s.io/deprecated", PlainAnnotation::Other),
-    Known::new("k8s.io/removed-release", PlainAnnotation::Other),
+/// The first two in the order in which Go writes them.
+static ANNOTATIONS: [Known<Annotation>; 5] = [
+    Known::new(DECISION_ANNOTATION, Annotation::Decision),
+    Known::new("authorization.k8s.io/reason", Annotation::Reason),
+    Known::new(TRUNCATED_ANNOTATION, Annotation::Plain),
+    Known::new("k8s.io/deprecated", Annotation::Plain),
+    Known::new("k8s.io/removed-release", Annotation::Plain),
 ];
 
 #[derive(Debug, Clone, Copy)]
@@ -379,12 +385,13 @@ impl<'a> Event<'a> {
     }
 
     fn read_annotations(&mut self, reader: &mut Reader<'a>, parts: &mut Parts<'_>) -> Result<(), Unexpected> {
-        reader.fields(&PLAIN_ANNOTATIONS, |reader, annotation| match annotation {
-            Some(PlainAnnotation::Decision) => {
+        reader.fields(&ANNOTATIONS, |reader, annotation| match annotation {
+            Some(Annotation::Decision) => {
                 self.decision = Some(reader.string()?);
                 Ok(())
             }
-            Some(PlainAnnotation::Other) => reader.string().map(drop),
+            Some(Annotation::Reason) => parts.member(Part::AuthorizationReason, reader, Reader::skip_string),
+            Some(Annotation::Plain) => reader.string().map(drop),
             None => parts.member(Part::Annotation, reader, Reader::skip_string),
         })?;
         Ok(())

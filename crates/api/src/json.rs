@@ -192,7 +192,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// How many line breaks it has gone past. There are none in strings.
+    /// How many line breaks it has gone past, and again if it went back: to be compared with what it was before. There are none in strings.
     pub fn line_breaks(&self) -> usize {
         self.line_breaks
     }

@@ -18,6 +18,7 @@ use crate::authn::front_proxy::Names;
 use crate::authz::CacheTtl;
 use crate::certs::{PairFiles, TlsMinVersion};
 use crate::ingest::{self, batch};
+use crate::view::Revealed;
 use crate::watch;
 
 /// Kubernetes audit events as a watch: an aggregated API server.
@@ -220,6 +221,22 @@ pub struct ServeArgs {
     #[arg(long, env = "AUDIT_STREAM_REPLAY", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     replay: bool,
 
+    /// Show readers of namespacedevents the UIDs of users.
+    #[arg(long, env = "AUDIT_STREAM_NAMESPACED_USER_UID", default_value_t = false, action = ArgAction::Set, value_name = "BOOL")]
+    namespaced_user_uid: bool,
+
+    /// Show readers of namespacedevents what the authenticator says of users, identifiers of credentials among it.
+    #[arg(long, env = "AUDIT_STREAM_NAMESPACED_USER_EXTRA", default_value_t = false, action = ArgAction::Set, value_name = "BOOL")]
+    namespaced_user_extra: bool,
+
+    /// Show readers of namespacedevents where requests come from, and let them select by it.
+    #[arg(long, env = "AUDIT_STREAM_NAMESPACED_SOURCE_IPS", default_value_t = false, action = ArgAction::Set, value_name = "BOOL")]
+    namespaced_source_ips: bool,
+
+    /// Show readers of namespacedevents by which binding and role a request was allowed.
+    #[arg(long, env = "AUDIT_STREAM_NAMESPACED_AUTHORIZATION_REASON", default_value_t = false, action = ArgAction::Set, value_name = "BOOL")]
+    namespaced_authorization_reason: bool,
+
     /// Watches that may be open at a time.
     #[arg(long, env = "AUDIT_STREAM_MAX_WATCHES", default_value_t = 10_000, value_name = "COUNT")]
     max_watches: u32,
@@ -317,7 +334,17 @@ impl ServeArgs {
                 max_inflight_bytes: max_inflight,
             },
             retain: audit_stream_bus::Config { retain_bytes, retain_age: self.retain_age.0 },
-            watch: watch::Config { limits, frame_bytes: retain_bytes.max(watch::MIN_FRAME_BYTES), replay: self.replay },
+            watch: watch::Config {
+                limits,
+                frame_bytes: retain_bytes.max(watch::MIN_FRAME_BYTES),
+                replay: self.replay,
+                revealed: Revealed {
+                    user_uid: self.namespaced_user_uid,
+                    user_extra: self.namespaced_user_extra,
+                    source_ips: self.namespaced_source_ips,
+                    authorization_reason: self.namespaced_authorization_reason,
+                },
+            },
             shutdown_delay: self.shutdown_delay_duration.0,
             shutdown_grace: self.shutdown_grace_period.0,
         })
@@ -423,6 +450,20 @@ mod tests {
     fn config(more: &[&str]) -> Result<Config> {
         let Command::Serve(args) = Cli::try_parse_from(NEEDED.iter().chain(more))?.command;
         args.into_config()
+    }
+
+    #[test]
+    fn each_flag_reveals_what_it_names() {
+        let revealed = |flag: &str| {
+            let Revealed { user_uid, user_extra, source_ips, authorization_reason } =
+                config(&[flag]).unwrap().watch.revealed;
+            [user_uid, user_extra, source_ips, authorization_reason]
+        };
+        assert_eq!(revealed("--namespaced-user-uid=true"), [true, false, false, false]);
+        assert_eq!(revealed("--namespaced-user-extra=true"), [false, true, false, false]);
+        assert_eq!(revealed("--namespaced-source-ips=true"), [false, false, true, false]);
+        assert_eq!(revealed("--namespaced-authorization-reason=true"), [false, false, false, true]);
+        assert_eq!(revealed("--namespaced-source-ips=false"), [false; 4]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::iter;
 
+use audit_stream_api::Resource;
 use audit_stream_api::audit::{Event, Part};
 use audit_stream_api::json::Reader;
 use audit_stream_api::selector::Field;
@@ -24,8 +25,77 @@ const MASK: &str = "***";
 /// kubectl's own queries, command lines of `exec` included, are some hundred bytes.
 pub const MAX_QUERY_BYTES: usize = 4096;
 
-/// Whether a reader of `namespacedevents` may select on a field, which is whether it is shown.
-pub fn shows(field: Field) -> bool {
+/// What readers of a resource see of an event.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    resource: Resource,
+    revealed: Revealed,
+}
+
+/// What readers of `namespacedevents` see that they do not by default: what an operator has flags for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Revealed {
+    /// The UIDs of users.
+    pub user_uid: bool,
+    /// What the authenticator says of users, identifiers of credentials among it.
+    pub user_extra: bool,
+    /// Where requests come from.
+    pub source_ips: bool,
+    /// By which binding and role a request was allowed.
+    pub authorization_reason: bool,
+}
+
+impl View {
+    /// The view of a resource's readers.
+    pub fn new(resource: Resource, revealed: Revealed) -> Self {
+        Self { resource, revealed }
+    }
+
+    /// Which resource it is of.
+    pub fn resource(self) -> Resource {
+        self.resource
+    }
+
+    /// Whether its readers get a part that is withheld from some.
+    pub fn has(self, part: Part, withheld_from: Audience) -> bool {
+        match (withheld_from, self.resource) {
+            (Audience::Everybody, _) => false,
+            (Audience::NamespaceReaders, Resource::Events) => true,
+            (Audience::NamespaceReaders, Resource::NamespacedEvents) => self.revealed.has(part),
+        }
+    }
+
+    /// Whether its readers may select on a field: whether they see it.
+    pub fn shows(self, field: Field) -> bool {
+        match self.resource {
+            Resource::Events => true,
+            Resource::NamespacedEvents => is_shown(field) || self.revealed.source_ips && field == Field::SourceIps,
+        }
+    }
+}
+
+impl Revealed {
+    fn has(self, part: Part) -> bool {
+        match part {
+            Part::UserUid | Part::ImpersonatedUserUid => self.user_uid,
+            Part::UserExtra | Part::ImpersonatedUserExtra => self.user_extra,
+            Part::SourceIps => self.source_ips,
+            Part::AuthorizationReason => self.authorization_reason,
+            Part::Meta
+            | Part::RequestUri
+            | Part::ResponseMessage
+            | Part::ResponseDetails
+            | Part::RequestObject
+            | Part::ResponseObject
+            | Part::Annotation
+            | Part::Unknown
+            | Part::UnknownNested => false,
+        }
+    }
+}
+
+/// Whether readers of `namespacedevents` always see a field.
+fn is_shown(field: Field) -> bool {
     match field {
         Field::SourceIps => false,
         Field::MetadataName
@@ -75,6 +145,7 @@ pub fn withheld_from(part: Part, event: &Event<'_>) -> Audience {
         | Part::ResponseDetails
         | Part::RequestObject
         | Part::ResponseObject
+        | Part::AuthorizationReason
         | Part::Annotation
         | Part::Unknown
         | Part::UnknownNested => Audience::NamespaceReaders,
@@ -97,7 +168,7 @@ pub fn withheld_name(part: Part) -> Option<&'static str> {
         Part::ResponseDetails => "responseStatus.details",
         Part::RequestObject => "requestObject",
         Part::ResponseObject => "responseObject",
-        Part::Annotation => "annotations",
+        Part::AuthorizationReason | Part::Annotation => "annotations",
         Part::Unknown | Part::UnknownNested => return None,
     })
 }

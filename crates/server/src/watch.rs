@@ -18,7 +18,7 @@ use std::time::Duration;
 use audit_stream_api::frame::{self, Bookmark};
 use audit_stream_api::object::GapReason;
 use audit_stream_api::query::WatchOptions;
-use audit_stream_api::{Resource, Route, Sequence};
+use audit_stream_api::{Route, Sequence};
 use audit_stream_bus::{Bus, Cursor, Lagged};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -32,7 +32,7 @@ use crate::ingest::batch::Batch;
 use crate::listener::Exchange;
 use crate::metrics::{WatchMetrics, count};
 use crate::rejection::Rejection;
-use crate::view;
+use crate::view::{Revealed, View};
 pub use class::ClassKey;
 use class::{Classes, Loss, MEMORY, Member, Next, Tally};
 pub use closing::Closing;
@@ -86,6 +86,8 @@ pub struct Config {
     pub frame_bytes: usize,
     /// Whether a watch may begin with what is retained.
     pub replay: bool,
+    /// What readers of `namespacedevents` see that they do not by default.
+    pub revealed: Revealed,
 }
 
 /// Opens watches and bounds what they take.
@@ -96,6 +98,7 @@ pub struct Watches {
     slots: Arc<Slots>,
     /// Whether a watch may begin with what is retained.
     replays: bool,
+    revealed: Revealed,
     /// For looking through all that is retained, to find where a replay begins or to count what was missed: one watch at a
     /// time, so that it never takes more than a core from the others.
     searches: Arc<Semaphore>,
@@ -186,12 +189,13 @@ impl Watches {
     pub fn new(bus: Arc<Bus<Batch>>, config: Config, closing: Closing, metrics: WatchMetrics) -> (Self, Dispatcher) {
         let cursor = bus.subscribe();
         let budget = Budget::new(config.frame_bytes);
-        let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, MEMORY, cursor.position()));
+        let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, MEMORY, config.revealed, cursor.position()));
         let slots = Arc::new(Slots::new(config.limits));
         let dispatcher =
             Dispatcher { cursor, classes: Arc::clone(&classes), slots: Arc::clone(&slots), closing: closing.clone() };
-        let (replays, searches) = (config.replay, Arc::new(Semaphore::new(1)));
-        (Self { bus, classes, slots, replays, searches, closing, metrics }, dispatcher)
+        let Config { replay: replays, revealed, .. } = config;
+        let searches = Arc::new(Semaphore::new(1));
+        (Self { bus, classes, slots, replays, revealed, searches, closing, metrics }, dispatcher)
     }
 
     /// Opens a watch. A place that is no longer retained, or never was, is told in its first frame, as upstream does.
@@ -205,7 +209,7 @@ impl Watches {
         lease: Lease,
         reader: Reader,
     ) -> Result<Watch, Rejection> {
-        check_selector(&key)?;
+        self.check_selector(&key)?;
         if options.replay.is_some() && !self.replays {
             return Err(Rejection::ReplayOff);
         }
@@ -265,6 +269,13 @@ impl Watches {
         Ok(watch)
     }
 
+    /// A selector sees what the reader's view shows: on a withheld field it would be a way to guess it.
+    fn check_selector(&self, key: &ClassKey) -> Result<(), Rejection> {
+        let view = View::new(key.route.resource, self.revealed);
+        let mut fields = key.selector.fields();
+        fields.find(|field| !view.shows(*field)).map_or(Ok(()), |field| Err(Rejection::WithheldField(field.name())))
+    }
+
     /// The place after which a watch begins.
     async fn start(&self, member: &Member, options: &WatchOptions) -> Result<Sequence, Rejection> {
         let key = member.key();
@@ -281,13 +292,6 @@ impl Watches {
     pub fn frame_bytes(&self) -> usize {
         self.classes.budget().used()
     }
-}
-
-/// A selector sees what the reader's view shows: on a withheld field it would be a way to guess it.
-fn check_selector(key: &ClassKey) -> Result<(), Rejection> {
-    let shown = |field| key.route.resource == Resource::Events || view::shows(field);
-    let mut fields = key.selector.fields();
-    fields.find(|field| !shown(*field)).map_or(Ok(()), |field| Err(Rejection::WithheldField(field.name())))
 }
 
 /// For how long a watch goes on.

@@ -5,13 +5,12 @@
 
 use std::borrow::Cow;
 
-use audit_stream_api::Resource;
 use audit_stream_api::audit::{self, Event, Part};
 use audit_stream_api::json;
 use audit_stream_api::object::{GapReason, max_json_bytes, write_json, write_number};
 use audit_stream_api::selector::Field;
 
-use crate::view::{self, Audience};
+use crate::view::{self, Audience, View};
 
 /// The events of one batch, immutable.
 #[derive(Debug)]
@@ -497,12 +496,12 @@ impl<'a> StoredEvent<'a> {
         self.stored.dropped
     }
 
-    /// Appends what readers of a resource get of the event, as JSON members behind a comma that is there. They are the bytes that
+    /// Appends what readers with a view get of the event, as JSON members behind a comma that is there. They are the bytes that
     /// kube-apiserver sent, but for what is withheld.
-    pub fn write_fields(self, resource: Resource, out: &mut Vec<u8>) {
+    pub fn write_fields(self, view: View, out: &mut Vec<u8>) {
         let members = self.stored.members.of(&self.batch.text);
         let mut at = 0;
-        for cut in self.cuts(resource) {
+        for cut in self.cuts(view) {
             append_members(out, &members[at..cut.bytes.start as usize]);
             if let Some(instead) = self.instead_of(cut) {
                 write_json(out, instead);
@@ -513,20 +512,20 @@ impl<'a> StoredEvent<'a> {
     }
 
     /// How many bytes [`StoredEvent::write_fields`] appends at most.
-    pub fn max_fields_bytes(self, resource: Resource) -> usize {
+    pub fn max_fields_bytes(self, view: View) -> usize {
         let members = self.stored.members.len as usize;
-        self.cuts(resource).fold(members, |sum, cut| {
+        self.cuts(view).fold(members, |sum, cut| {
             let instead = self.instead_of(cut).map_or(0, max_json_bytes);
             sum - cut.bytes.len as usize + instead
         })
     }
 
     /// The names of what [`StoredEvent::write_fields`] withholds.
-    pub fn withheld_names(self, resource: Resource) -> impl Iterator<Item = Cow<'a, str>> {
+    pub fn withheld_names(self, view: View) -> impl Iterator<Item = Cow<'a, str>> {
         let mut names_annotations = false;
-        self.cuts(resource).filter_map(move |cut| match cut.part {
+        self.cuts(view).filter_map(move |cut| match cut.part {
             // There may be several.
-            Part::Annotation if std::mem::replace(&mut names_annotations, true) => None,
+            Part::Annotation | Part::AuthorizationReason if std::mem::replace(&mut names_annotations, true) => None,
             Part::Unknown => {
                 let member = Span { start: self.stored.members.start + cut.bytes.start, ..cut.bytes };
                 view::name_of_member(self.str(member))
@@ -540,9 +539,9 @@ impl<'a> StoredEvent<'a> {
         (cut.part == Part::RequestUri).then(|| self.str(self.stored.masked_uri))
     }
 
-    fn cuts(self, resource: Resource) -> impl Iterator<Item = &'a Cut> {
+    fn cuts(self, view: View) -> impl Iterator<Item = &'a Cut> {
         let cuts = self.stored.cuts.of(&self.batch.cuts).iter();
-        cuts.filter(move |cut| resource.namespaced() || cut.from == Audience::Everybody)
+        cuts.filter(move |cut| !view.has(cut.part, cut.from))
     }
 
     /// Whether one of a field's values is `value`, as `events` shows it. An absent field is empty.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::metrics::Reason;
 use crate::testing::{peer, stranger};
-use crate::view;
+use crate::view::{self, Revealed, View};
 
 struct Room {
     ingest: Ingest,
@@ -94,7 +94,7 @@ fn shown(event: batch::StoredEvent<'_>) -> String {
 
 fn fields(event: batch::StoredEvent<'_>, resource: Resource) -> String {
     let mut fields = b",".to_vec();
-    event.write_fields(resource, &mut fields);
+    event.write_fields(View::new(resource, Revealed::default()), &mut fields);
     String::from_utf8(fields).unwrap().split_off(1)
 }
 
@@ -285,7 +285,13 @@ fn what_is_too_long_without_padding_keeps_its_place_and_says_so() {
     assert_eq!(dropped, [None, Some(GapReason::Oversize), Some(GapReason::Oversize), None]);
     for event in &events[1..3] {
         assert_eq!((event.namespace(), full(*event), shown(*event)), (Some("shop"), String::new(), String::new()));
-        assert_eq!((event.withheld_names(Resource::NamespacedEvents).count(), event.creation_timestamp()), (0, None));
+        assert_eq!(
+            (
+                event.withheld_names(View::new(Resource::NamespacedEvents, Revealed::default())).count(),
+                event.creation_timestamp()
+            ),
+            (0, None)
+        );
         assert!(event.holds(Field::MetadataNamespace, "shop") && event.holds(Field::Verb, "get"));
         assert!(event.holds(Field::ResponseCode, "200") && event.holds(Field::Decision, "allow"));
     }
@@ -436,7 +442,7 @@ proptest! {
             let own = event.replace('\u{1}', "\u{fffd}").len();
             let shown = shown(stored);
             prop_assert!(shown.len() <= own + view::MAX_QUERY_BYTES * 3 / 2, "{} of {own}", shown.len());
-            prop_assert!(shown.len() <= stored.max_fields_bytes(Resource::NamespacedEvents));
+            prop_assert!(shown.len() <= stored.max_fields_bytes(View::new(Resource::NamespacedEvents, Revealed::default())));
             prop_assert!(serde_json::from_str::<serde_json::Value>(&format!("{{{shown}}}")).is_ok(), "{shown}");
         }
     }

@@ -4,6 +4,7 @@ use http_body_util::{BodyExt, Empty};
 use super::*;
 use crate::metrics::WatchMetrics;
 use crate::testing::{FrontProxy, Reviewer, Verdict, stranger};
+use crate::view::Revealed;
 use crate::watch;
 
 /// What lives at a path of our group.
@@ -88,6 +89,7 @@ const ONE_WATCH: watch::Config = watch::Config {
     limits: watch::Limits { watches: 1, per_user: 1, per_namespace: 1, classes_per_user: 1 },
     frame_bytes: watch::MIN_FRAME_BYTES,
     replay: true,
+    revealed: Revealed { user_uid: false, user_extra: false, source_ips: false, authorization_reason: false },
 };
 
 struct Stage {

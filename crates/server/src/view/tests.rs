@@ -10,15 +10,15 @@ use serde_json::Value;
 use super::*;
 use crate::ingest::batch::{BatchBuilder, StoredEvent, compact};
 
-/// What readers of a resource see, and the names of what they do not.
-fn read(event: StoredEvent<'_>, resource: Resource) -> (Value, Vec<String>) {
+/// What readers with a view see, and the names of what they do not.
+fn read(event: StoredEvent<'_>, view: View) -> (Value, Vec<String>) {
     let mut fields = b"{,".to_vec();
-    event.write_fields(resource, &mut fields);
-    assert!(fields.len() - 2 <= event.max_fields_bytes(resource));
+    event.write_fields(view, &mut fields);
+    assert!(fields.len() - 2 <= event.max_fields_bytes(view));
     fields.push(b'}');
     // The comma is the frame's own, behind the metadata.
     fields.remove(1);
-    (serde_json::from_slice(&fields).unwrap(), event.withheld_names(resource).map(Cow::into_owned).collect())
+    (serde_json::from_slice(&fields).unwrap(), event.withheld_names(view).map(Cow::into_owned).collect())
 }
 
 /// The same for a reader of the event's namespace.
@@ -26,7 +26,7 @@ fn withhold(json: &str) -> (Value, String) {
     let json = compact(json);
     let mut builder = BatchBuilder::default();
     builder.push(&Event::parse(&json).unwrap(), &json, Some("shop"));
-    let (seen, names) = read(builder.build().event(0), Resource::NamespacedEvents);
+    let (seen, names) = read(builder.build().event(0), View::new(Resource::NamespacedEvents, Revealed::default()));
     (seen, names.join(","))
 }
 
@@ -266,6 +266,7 @@ fn any_event() -> impl Strategy<Value = Json> {
 
 /// What is left of parsed JSON, and the names of what is not.
 struct Oracle {
+    revealed: Revealed,
     withheld: BTreeSet<String>,
 }
 
@@ -285,14 +286,18 @@ impl Oracle {
     fn namespaced(&mut self, event: &mut Value) {
         let user =
             |user: &'static str| move |name: &str| ["uid", "extra"].contains(&name).then(|| format!("{user}.{name}"));
-        self.keep(&mut event["user"], &["username", "groups"], user("user"));
+        let of_user = |word: &'static str, is_shown: bool| if is_shown { word } else { "username" };
+        let Revealed { user_uid, user_extra, source_ips, authorization_reason } = self.revealed;
+        let of_user = ["username", "groups", of_user("uid", user_uid), of_user("extra", user_extra)];
+        self.keep(&mut event["user"], &of_user, user("user"));
         let shown = "level auditID stage requestURI verb user impersonatedUser userAgent objectRef responseStatus \
             requestReceivedTimestamp stageTimestamp annotations";
-        let shown: Vec<_> = shown.split_whitespace().collect();
+        let source_ips = source_ips.then_some("sourceIPs");
+        let shown: Vec<_> = shown.split_whitespace().chain(source_ips).collect();
         self.keep(event, &shown, |name| (!["kind", "apiVersion", "metadata"].contains(&name)).then(|| name.to_owned()));
         let event = event.as_object_mut().unwrap();
         if let Some(impersonated) = event.get_mut("impersonatedUser") {
-            self.keep(impersonated, &["username", "groups"], user("impersonatedUser"));
+            self.keep(impersonated, &of_user, user("impersonatedUser"));
         }
         if let Some(reference) = event.get_mut("objectRef") {
             let known = "resource namespace name uid apiGroup apiVersion resourceVersion subresource";
@@ -304,13 +309,11 @@ impl Oracle {
             self.keep(status, &[metadata, "status", "reason", "code"], named);
         }
         if let Some(annotations) = event.get_mut("annotations") {
-            let plain = [
-                "authorization.k8s.io/decision",
-                "audit.k8s.io/truncated",
-                "k8s.io/deprecated",
-                "k8s.io/removed-release",
-            ];
-            self.keep(annotations, &plain, |_| Some("annotations".to_owned()));
+            let plain = "authorization.k8s.io/decision audit.k8s.io/truncated k8s.io/deprecated k8s.io/removed-release";
+            let reason = authorization_reason.then_some("authorization.k8s.io/reason");
+            self.keep(annotations, &plain.split_whitespace().chain(reason).collect::<Vec<_>>(), |_| {
+                Some("annotations".to_owned())
+            });
         }
         let masked = match event["requestURI"].as_str().unwrap() {
             "/a" => return,
@@ -340,20 +343,26 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2048, ..ProptestConfig::default() })]
 
     #[test]
-    fn readers_get_what_an_oracle_leaves(json in any_event(), blanks: bool, escapes: bool, of_cluster: bool) {
+    fn readers_get_what_an_oracle_leaves(
+        json in any_event(),
+        (blanks, escapes, of_cluster) in any::<(bool, bool, bool)>(),
+        (user_uid, user_extra, source_ips, authorization_reason) in any::<(bool, bool, bool, bool)>(),
+    ) {
+        let revealed = Revealed { user_uid, user_extra, source_ips, authorization_reason };
+        let nothing_revealed = !(user_uid || user_extra || source_ips || authorization_reason);
         let mut text = String::new();
         json.write(Style { blanks, escapes }, &mut text);
         let (resource, namespace) =
             if of_cluster { (Resource::Events, None) } else { (Resource::NamespacedEvents, Some("shop")) };
         let mut builder = BatchBuilder::default();
         builder.push(&Event::parse(&text).unwrap(), &text, namespace);
-        let batch = builder.build();
-        let (seen, names) = read(batch.event(0), resource);
+        let (seen, names) = read(builder.build().event(0), View::new(resource, revealed));
         let mut expected: Value = serde_json::from_str(&text).unwrap();
-        let mut oracle = Oracle { withheld: BTreeSet::new() };
+        let mut oracle = Oracle { revealed, withheld: BTreeSet::new() };
         if of_cluster { oracle.whole(&mut expected) } else { oracle.namespaced(&mut expected) }
         prop_assert_eq!(&seen, &expected, "{}", text);
         prop_assert_eq!(names.iter().cloned().collect::<BTreeSet<_>>(), oracle.withheld, "{}", text);
-        prop_assert!(of_cluster || !(seen.to_string() + &names.concat()).contains("SECRET"), "{seen} of {text}");
+        let hides_all = !of_cluster && nothing_revealed;
+        prop_assert!(!hides_all || !(seen.to_string() + &names.concat()).contains("SECRET"), "{seen} of {text}");
     }
 }

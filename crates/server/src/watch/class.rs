@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::frames::{self, Budget, Charge, PIECE_BYTES, Piece, Selected, frame_bytes, gap_bytes, place};
 use crate::ingest::batch::{Batch, StoredEvent};
+use crate::view::{Revealed, View};
 
 /// What a class remembers for those of its watches that have not come yet. All of it is charged.
 #[derive(Debug, Clone, Copy)]
@@ -142,6 +143,7 @@ pub(super) struct Classes {
     bus: Arc<Bus<Batch>>,
     budget: Budget,
     memory: Memory,
+    revealed: Revealed,
     /// Held while a batch is shown to the classes and while one is joined or left. Taken before a class's own lock.
     index: Mutex<Index>,
 }
@@ -200,10 +202,16 @@ impl ClassKey {
 
 impl Classes {
     /// No classes yet. `budget` bounds what is written and not yet taken; everything up to `dispatched` is not for them.
-    pub(super) fn new(bus: Arc<Bus<Batch>>, budget: Budget, memory: Memory, dispatched: Sequence) -> Self {
+    pub(super) fn new(
+        bus: Arc<Bus<Batch>>,
+        budget: Budget,
+        memory: Memory,
+        revealed: Revealed,
+        dispatched: Sequence,
+    ) -> Self {
         let index =
             Index { dispatched, classes: HashMap::new(), by_namespace: HashMap::new(), across: Vec::new(), next_id: 0 };
-        Self { bus, budget, memory, index: Mutex::new(index) }
+        Self { bus, budget, memory, revealed, index: Mutex::new(index) }
     }
 
     /// Takes part in a class. It lives as long as its watches, whose number is bounded, and so is the number of classes.
@@ -330,6 +338,11 @@ impl Member {
         &self.class.key
     }
 
+    /// What its readers see.
+    pub(super) fn view(&self) -> View {
+        View::new(self.key().route.resource, self.classes.revealed)
+    }
+
     /// The same for the watches of a class, and for them alone.
     pub(super) fn class_id(&self) -> u64 {
         self.class.id
@@ -364,7 +377,7 @@ impl Member {
             drop(items);
             return Next::Piece(hub.hand_over(place));
         }
-        let selected = fill(first, items, self.key().route.resource);
+        let selected = fill(first, items, self.view());
         let next = self.write(selected, None, charge);
         if let Next::Piece(piece) = &next {
             hub.keep(place, piece.clone());
@@ -394,7 +407,7 @@ impl Member {
         });
         let selected = match (items.next(), gap) {
             (Some(Item::Event(first)), Some(gap)) => self.alone(first, gap),
-            (Some(Item::Event(first)), None) => fill(first, items, key.route.resource),
+            (Some(Item::Event(first)), None) => fill(first, items, self.view()),
             (Some(Item::Loss(loss)), _) => return Next::Loss(loss),
             (None, _) => {
                 drop(items);
@@ -406,13 +419,15 @@ impl Member {
 
     /// The events of a piece that has one, with a gap on it.
     fn alone(&self, event: Selected, gap: &str) -> Fill {
-        let bytes = frame_bytes(self.key().route.resource, event.event()) + gap_bytes(gap);
+        let bytes = frame_bytes(self.view(), event.event()) + gap_bytes(gap);
         Fill { bytes, events: vec![event] }
     }
 
     fn write(&self, Fill { events, bytes }: Fill, gap: Option<&str>, charge: &mut Option<Charge>) -> Next {
         match charge.take_if(|charge| self.classes.budget.covers(charge, bytes)) {
-            Some(charge) => Next::Piece(frames::write(&self.key().route, &events, bytes, charge, gap)),
+            Some(charge) => {
+                Next::Piece(frames::write(self.view(), self.key().route.version, &events, bytes, charge, gap))
+            }
             None => Next::Charge(bytes),
         }
     }
@@ -500,12 +515,12 @@ impl From<Selected> for Item {
 }
 
 /// The events of a piece: `first` and as many more as fit.
-fn fill(first: Selected, more: impl Iterator<Item = Item>, resource: Resource) -> Fill {
-    let mut bytes = frame_bytes(resource, first.event());
+fn fill(first: Selected, more: impl Iterator<Item = Item>, view: View) -> Fill {
+    let mut bytes = frame_bytes(view, first.event());
     let mut events = vec![first];
     for item in more {
         let Item::Event(event) = item else { break };
-        let sum = bytes + frame_bytes(resource, event.event());
+        let sum = bytes + frame_bytes(view, event.event());
         if sum > PIECE_BYTES {
             break;
         }

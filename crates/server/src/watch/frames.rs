@@ -5,12 +5,13 @@
 use std::sync::Arc;
 
 use audit_stream_api::object::{self, ObjectMeta};
-use audit_stream_api::{Resource, Route, Sequence};
+use audit_stream_api::{Sequence, Version};
 use audit_stream_bus::Entry;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ingest::batch::{Batch, StoredEvent};
+use crate::view::View;
 
 /// A piece ends before the frame that would make it larger: so large that handing it over costs little beside sending it, so small
 /// that a reader who takes no more pins little. A single frame that is larger is a piece of its own.
@@ -129,10 +130,10 @@ pub(super) fn indices_after(entry: &Entry<Batch>, at: Sequence) -> std::ops::Ran
 
 /// What an event's frame takes at most, but close to it unless a masked URI has escapes: a piece is cut by the sum, and what is less
 /// of one is not used. A gap on it takes [`gap_bytes`] more.
-pub(super) fn frame_bytes(resource: Resource, event: StoredEvent<'_>) -> usize {
+pub(super) fn frame_bytes(view: View, event: StoredEvent<'_>) -> usize {
     let labels = [event.namespace(), event.creation_timestamp()].into_iter().flatten().map(str::len).sum::<usize>();
-    let names = event.withheld_names(resource).map(|name| object::max_json_bytes(&name)).sum::<usize>();
-    FRAME_OVERHEAD + event.max_fields_bytes(resource) + labels + names
+    let names = event.withheld_names(view).map(|name| object::max_json_bytes(&name)).sum::<usize>();
+    FRAME_OVERHEAD + event.max_fields_bytes(view) + labels + names
 }
 
 /// What a gap takes at most on a frame.
@@ -142,13 +143,20 @@ pub(super) fn gap_bytes(gap: &str) -> usize {
 
 /// Writes the frames of events, of which there is one at least; a gap is told on the first. `bytes` are the sum of their
 /// [`frame_bytes`], and what the gap takes, and what was charged is that or more.
-pub(super) fn write(route: &Route, events: &[Selected], bytes: usize, charge: Charge, mut gap: Option<&str>) -> Piece {
-    let Route { resource, version, .. } = *route;
+pub(super) fn write(
+    view: View,
+    version: Version,
+    events: &[Selected],
+    bytes: usize,
+    charge: Charge,
+    mut gap: Option<&str>,
+) -> Piece {
+    let resource = view.resource();
     let (mut out, mut withheld) = (Vec::with_capacity(bytes), String::new());
     for selected in events {
         let event = selected.event();
         withheld.clear();
-        for name in event.withheld_names(resource) {
+        for name in event.withheld_names(view) {
             withheld.push_str(if withheld.is_empty() { "" } else { "," });
             withheld.push_str(&name);
         }
@@ -159,7 +167,7 @@ pub(super) fn write(route: &Route, events: &[Selected], bytes: usize, charge: Ch
             withheld: Some(&*withheld).filter(|names| !names.is_empty()),
             gap: gap.take(),
         };
-        object::write_added(&mut out, resource, version, meta, |out| event.write_fields(resource, out));
+        object::write_added(&mut out, resource, version, meta, |out| event.write_fields(view, out));
     }
     debug_assert!(out.len() <= bytes, "a frame is larger than its bound: {} of {bytes} bytes", out.len());
     Piece {
@@ -171,7 +179,7 @@ pub(super) fn write(route: &Route, events: &[Selected], bytes: usize, charge: Ch
 
 #[cfg(test)]
 mod tests {
-    use audit_stream_api::Version;
+    use audit_stream_api::Resource;
 
     use super::*;
 

@@ -8,6 +8,8 @@ use tokio::time::{advance, timeout};
 use audit_stream_api::query::Replay;
 use audit_stream_api::selector::FieldSelector;
 
+use audit_stream_api::Resource;
+
 use super::*;
 use crate::authn::User;
 use crate::authz::{Authorizer, ResourceAttributes};
@@ -39,7 +41,8 @@ impl Stage {
     fn retaining(retain_bytes: usize) -> Self {
         let bus = Arc::new(Bus::new(Retain { retain_bytes, retain_age: Duration::MAX }, 1_000_000));
         let (closing, reviewer) = (Closing::default(), Reviewer::new(Verdict::Allow));
-        let config = Config { limits: LIMITS, frame_bytes: MIN_FRAME_BYTES, replay: true };
+        let config =
+            Config { limits: LIMITS, frame_bytes: MIN_FRAME_BYTES, replay: true, revealed: Revealed::default() };
         let (watches, dispatcher) = Watches::new(Arc::clone(&bus), config, closing.clone(), WatchMetrics::default());
         let authorizer = reviewer.authorizer();
         let mut running = JoinSet::new();

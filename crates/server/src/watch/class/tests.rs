@@ -38,7 +38,7 @@ impl Scene {
         let bus = Arc::new(Bus::new(Config { retain_bytes, retain_age: Duration::MAX }, 1_000));
         let cursor = bus.subscribe();
         let budget = Budget::new(BUDGET_BYTES);
-        let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, memory, cursor.position()));
+        let classes = Arc::new(Classes::new(Arc::clone(&bus), budget, memory, Revealed::default(), cursor.position()));
         Self { bus, classes, cursor }
     }
 
