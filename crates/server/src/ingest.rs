@@ -66,10 +66,11 @@ pub struct Config {
 
 impl Config {
     /// Of one batch. An ordinary one takes one and a half times its body; what would make it take more than three times the
-    /// largest body, and one event and the names of namespaces more, is lost. No kube-apiserver sends such: it takes bodies made of nothing but tiny events, or
-    /// of bytes that are no text.
+    /// largest body, and one event and the names of namespaces more, is lost. No kube-apiserver sends such: it takes bodies
+    /// made of nothing but tiny events, or of bytes that are no text.
     pub fn max_batch_bytes(&self) -> u64 {
-        // An event that creates a namespace has 190 bytes at least besides the name. Of those that came too late 75 and the name are kept.
+        // An event that creates a namespace has 190 bytes at least besides the name. Of those that came too late the name is
+        // kept, and 12 bytes.
         self.enough_batch_bytes() + self.max_body_bytes / 2 + batch::max_bytes(MAX_EVENT_BYTES) as u64
     }
 

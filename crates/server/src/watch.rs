@@ -32,7 +32,7 @@ use crate::ingest::batch::Batch;
 use crate::listener::Exchange;
 use crate::metrics::{WatchMetrics, count};
 use crate::rejection::Rejection;
-use crate::view::{Revealed, View};
+use crate::view::Revealed;
 pub use class::ClassKey;
 use class::{Classes, Loss, MEMORY, Member, Next, Tally};
 pub use closing::Closing;
@@ -98,7 +98,6 @@ pub struct Watches {
     slots: Arc<Slots>,
     /// Whether a watch may begin with what is retained.
     replays: bool,
-    revealed: Revealed,
     /// For looking through all that is retained, to find where a replay begins or to count what was missed: one watch at a
     /// time, so that it never takes more than a core from the others.
     searches: Arc<Semaphore>,
@@ -193,9 +192,8 @@ impl Watches {
         let slots = Arc::new(Slots::new(config.limits));
         let dispatcher =
             Dispatcher { cursor, classes: Arc::clone(&classes), slots: Arc::clone(&slots), closing: closing.clone() };
-        let Config { replay: replays, revealed, .. } = config;
-        let searches = Arc::new(Semaphore::new(1));
-        (Self { bus, classes, slots, replays, revealed, searches, closing, metrics }, dispatcher)
+        let (replays, searches) = (config.replay, Arc::new(Semaphore::new(1)));
+        (Self { bus, classes, slots, replays, searches, closing, metrics }, dispatcher)
     }
 
     /// Opens a watch. A place that is no longer retained, or never was, is told in its first frame, as upstream does.
@@ -271,7 +269,7 @@ impl Watches {
 
     /// A selector sees what the reader's view shows: on a withheld field it would be a way to guess it.
     fn check_selector(&self, key: &ClassKey) -> Result<(), Rejection> {
-        let view = View::new(key.route.resource, self.revealed);
+        let view = self.classes.view(key);
         let mut fields = key.selector.fields();
         fields.find(|field| !view.shows(*field)).map_or(Ok(()), |field| Err(Rejection::WithheldField(field.name())))
     }

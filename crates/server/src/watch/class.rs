@@ -278,6 +278,11 @@ impl Classes {
         self.lock().classes.values().for_each(|class| class.lock().pieces.clear());
     }
 
+    /// What the readers of a class see.
+    pub(super) fn view(&self, key: &ClassKey) -> View {
+        View::new(key.route.resource, self.revealed)
+    }
+
     /// What pieces are charged to.
     pub(super) fn budget(&self) -> &Budget {
         &self.budget
@@ -338,9 +343,8 @@ impl Member {
         &self.class.key
     }
 
-    /// What its readers see.
-    pub(super) fn view(&self) -> View {
-        View::new(self.key().route.resource, self.classes.revealed)
+    fn view(&self) -> View {
+        self.classes.view(self.key())
     }
 
     /// The same for the watches of a class, and for them alone.
